@@ -1,0 +1,125 @@
+"""The system calls of the data plane, by name, so that a test can make any one of them fail.
+
+Rooms call `system.dup2(...)`, never `from ... import dup2`. Nothing here decides anything; what a platform lacks
+gets its named fallback where it is used (waker, waiting, sockets).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import select
+import socket
+import struct
+import termios
+from typing import Any, Final
+
+__all__ = [
+    "DONTWAIT",
+    "NOSIGNAL",
+    "close",
+    "dup2",
+    "duplicate",
+    "ioctl_int",
+    "make_epoll",
+    "make_eventfd",
+    "make_poll",
+    "open_dead_file",
+    "reset_connection",
+    "socket_cookie",
+    "tcp_state",
+    "write_eventfd",
+]
+
+DONTWAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
+NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
+
+_SO_COOKIE: Final = 57
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
+
+close = os.close
+write_eventfd = getattr(os, "eventfd_write", None)
+make_poll = select.poll
+
+
+def make_eventfd() -> int:
+    """Open a nonblocking, close-on-exec eventfd; OSError(ENOSYS) where the platform has none."""
+    make = getattr(os, "eventfd", None)
+    if make is None:
+        raise OSError(errno.ENOSYS, "no eventfd on this platform")
+    return int(make(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+
+
+def make_epoll() -> Any:
+    """Open a close-on-exec epoll set; OSError(ENOSYS) where the platform has none."""
+    make = getattr(select, "epoll", None)
+    if make is None:
+        raise OSError(errno.ENOSYS, "no epoll on this platform")
+    return make()
+
+
+def dup2(source: int, number: int) -> None:
+    """Put `source`'s file over `number`, close-on-exec, in one atomic step."""
+    os.dup2(source, number, inheritable=False)
+
+
+def duplicate(number: int) -> int:
+    """Return a new close-on-exec number on the same file, 3 or above."""
+    return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+
+
+def open_dead_file() -> int:
+    """Open a file on which every socket call answers EBADF: O_PATH, else an unconnected socket of another family."""
+    path_only = getattr(os, "O_PATH", None)
+    if path_only is not None:
+        return os.open("/", path_only | os.O_CLOEXEC)
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    dead.setblocking(False)
+    return dead.detach()
+
+
+def ioctl_int(number: int, request: int) -> int:
+    """Return the int an ioctl reports."""
+    return int(struct.unpack("i", fcntl.ioctl(number, request, b"\0\0\0\0"))[0])
+
+
+def unsent_bytes(number: int) -> int:
+    """Return SIOCOUTQ: bytes not sent or not acknowledged (TCP; +1 once our FIN is queued)."""
+    return ioctl_int(number, termios.TIOCOUTQ)
+
+
+def unread_bytes(number: int) -> int:
+    """Return FIONREAD: bytes that have arrived and nobody has read."""
+    return ioctl_int(number, termios.FIONREAD)
+
+
+def socket_cookie(number: int) -> int:
+    """Return the identity of the socket behind a number: SO_COOKIE, else its device and inode (rule 16)."""
+    view = socket.socket(fileno=os.dup(number))
+    try:
+        return int(struct.unpack("Q", view.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
+    except OSError:
+        status = os.fstat(number)
+        return int(status.st_dev << 64 | status.st_ino)
+    finally:
+        view.close()
+
+
+def tcp_state(kernel: Any) -> int:
+    """Return the state byte of TCP_INFO (1 ESTABLISHED, 7 CLOSE …), 0 where the socket is not TCP."""
+    try:
+        return int(kernel.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0])
+    except OSError:
+        return 0
+
+
+def reset_connection(number: int) -> None:
+    """Send a TCP reset now: connect(AF_UNSPEC) disconnects even while another process still has the file.
+
+    Source: connect(2), "dissolve the association"; Linux tcp_disconnect() sends RST in every synchronised state.
+    """
+    import ctypes  # 10 ms to import: only a hard close of a shared connection pays it
+
+    address = struct.pack("H14x", socket.AF_UNSPEC)
+    ctypes.CDLL(None, use_errno=True).connect(number, address, len(address))
