@@ -237,8 +237,8 @@ def acquire_start_lock(path: str, timeout_s: float) -> tuple[int, int]:
                     try:
                         if os.path.samestat(os.fstat(directory), os.lstat(path)):
                             trace.hit("reg.lock", stage="held", path=path)
-                            kept, directory = directory, -1
-                            return kept, lock
+                            ours, directory = directory, -1
+                            return ours, lock
                     except BaseException:
                         release_lock(lock)
                         raise
@@ -361,14 +361,14 @@ def _connected(name: str, timeout_s: float) -> socket.socket:
         try:
             # A nonblocking connect() of a Unix socket says EAGAIN when the backlog is full, and no event tells when it
             # is not. A blocking one waits, and SO_SNDTIMEO bounds it (unix(7), socket(7)).
-            seconds, rest = divmod(left_s, 1.0)
-            channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(seconds), int(rest * 1e6) + 1))
+            bound = _TIMEVAL.pack(*divmod(int(left_s * 1e6), 1_000_000))
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
             channel.connect(name)
             # After a signal the interpreter asks SO_ERROR whether it is connected, and a Unix socket says 0 either way.
             channel.getpeername()
             channel.setblocking(False)
-            kept, channel = channel, None  # type: ignore[assignment]  # given away
-            return kept
+            ours, channel = channel, None  # type: ignore[assignment]  # given away
+            return ours
         except OSError as error:
             if error.errno != errno.ENOTCONN or time.monotonic() >= deadline:
                 raise
