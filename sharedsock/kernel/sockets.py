@@ -33,7 +33,9 @@ __all__ = [
     "KernelSocket",
     "abort",
     "adopt",
+    "forget_retiring",
     "keep_and_bury",
+    "let_go",
     "open_socket",
     "retiring",
     "wait_drained",
@@ -48,6 +50,11 @@ _dead_inode = -1
 def retiring() -> int:
     """Return how many numbers of closed descriptors wait for the last call inside; they are no leak."""
     return len(_retiring)
+
+
+def forget_retiring() -> None:
+    """In a forked child: the frames that held the parent's retiring numbers do not exist here."""
+    _retiring.clear()
 
 
 class KernelSocket(_socket.socket):
@@ -65,7 +72,7 @@ class KernelSocket(_socket.socket):
 
     number: int
 
-    def __init__(self, family: int, type: int, proto: int, fileno: int | None = None) -> None:  # noqa: A002  # as in _socket
+    def __init__(self, family: int, type: int, proto: int, fileno: int | None = None, waker: Waker | None = None) -> None:  # noqa: A002  # as in _socket
         self.number = -1
         with numbers.gate:
             super().__init__(family, type, proto, fileno)
@@ -79,7 +86,7 @@ class KernelSocket(_socket.socket):
         self.sets: list[WaitSet | None] = [None, None]
         self.kept: list[Any] = []
         self.streak = 0
-        self.waker = Waker()
+        self.waker = Waker() if waker is None else waker
         if self.slot != numbers.NEVER_CALM:
             numbers.calm[self.slot] = 1
 
@@ -141,19 +148,20 @@ def open_socket(family: int, type: int, proto: int) -> KernelSocket:  # noqa: A0
     return kernel
 
 
-def adopt(number: int, family: int, type: int, proto: int) -> KernelSocket:  # noqa: A002  # as in socket.socket
+def adopt(number: int, family: int, type: int, proto: int, waker: Waker | None = None) -> KernelSocket:  # noqa: A002
     """Take over a file number that is a socket; from now on it is ours to close.
 
     Args:
         number: a socket of this process, which nobody else in it will use or close.
         family, type, proto: as in the socket module; -1 asks the kernel.
+        waker: one made beforehand, so that an accepted client cannot be lost for want of a number.
 
     Raises:
         OSError: EBADF, ENOTSOCK; or no number for the waker: then the number is closed, nothing is left open.
     """
     if _dead_number < 0:
         _require_dead_file()
-    return KernelSocket(family, type, proto, number)
+    return KernelSocket(family, type, proto, number, waker)
 
 
 def abort(kernel: KernelSocket, closed_by: str) -> None:
@@ -205,3 +213,12 @@ def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
         _retiring[id(kernel)] = kernel.number
         system.dup2(dead, kernel.number)
     return kept
+
+
+def let_go(kernel: KernelSocket) -> int:
+    """Hand the number of an aborted and drained socket to the caller, who closes it; a call still inside meets EBADF."""
+    with numbers.gate:
+        numbers.disown(kernel.number, numbers.current_era())
+        number = kernel.detach()
+        kernel.number = -1
+    return number
