@@ -1,0 +1,606 @@
+"""THE COUNT: which sockets are shared, by whom, and which tickets are out. Pure: no I/O, no thread, no clock.
+
+references = open + closing descriptors + lent ones + tickets issued or claimed and not yet acknowledged; how closers
+find out who is last is in records.py. A call that is refused raises before it changes anything. A call that has
+consequences for others, or for descriptors in custody, leaves them in `take_effects()`, which the server carries out
+in order: late answers to begin-close, tickets whose descriptor custody gives up, changes to the common-state page.
+Times are seconds of a monotonic clock, passed in; secrets are random bytes, passed in, and kept as hashes only (S-09).
+
+Who asks is a `HolderId`, taken from the connection and never from a message: a holder reaches only its own descriptors,
+the tickets it issued, and the claims it made (S-14). Whether a process lives is liveness.py's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import heapq
+import hmac
+import math
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+
+from sharedsock.model.errors import (
+    NotASocket,
+    TicketAlreadyClaimed,
+    TicketError,
+    TicketExpired,
+    TicketInvalid,
+    TicketLimit,
+    from_errno,
+)
+from sharedsock.model.identity import DescriptorFacts, DescriptorId, Holder, HolderId, ProcessId, SocketFacts, SocketId
+from sharedsock.registry.page import CommonState
+from sharedsock.registry.records import (
+    Answer,
+    Effect,
+    Fate,
+    Holding,
+    Limits,
+    Record,
+    Reference,
+    ReleaseCustody,
+    ShowCommon,
+    State,
+    Tombstone,
+    remember,
+)
+
+__all__ = ["Granted", "Ledger"]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What a claim has granted: the ticket's number for ACK or REFUSE, the socket, its slot, whether it was bound."""
+
+    number: int
+    socket: SocketFacts
+    slot: int
+    target_bound: bool
+
+
+class Ledger:
+    """The registry's whole knowledge, as one object of one thread.
+
+    Args:
+        pepper: hashed with each ticket secret; the incarnation of the registry, so that a ticket of an earlier one
+            is unknown here (F-26).
+    """
+
+    def __init__(self, pepper: bytes = b"", limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self._pepper = pepper
+        self._records: dict[SocketId, Record] = {}
+        self._holdings: dict[HolderId, Holding] = {}
+        self._of_process: dict[ProcessId, set[HolderId]] = {}
+        self._targeted: dict[ProcessId, set[Reference]] = {}  # tickets and lends that end with a process
+        self._tickets: dict[int, Reference] = {}
+        self._secrets: dict[bytes, Reference] = {}
+        self._tombstones: OrderedDict[bytes, Tombstone] = OrderedDict()
+        self._acknowledged: OrderedDict[int, tuple[HolderId, DescriptorId]] = OrderedDict()
+        self._names: dict[ProcessId, str] = {}
+        self._timers: list[tuple[float, int, Reference]] = []
+        self._timers_worth_pruning = 1024
+        self._serial = 0
+        self._free_slots: list[int] = []
+        self._slots_used = 0
+        self._effects: list[Effect] = []
+
+    def name(self, process: ProcessId, name: str) -> None:
+        """Note a process's name for `holders()`; empty forgets it, and so does `reap`."""
+        if name:
+            self._names[process] = name
+        else:
+            self._names.pop(process, None)
+
+    def take_effects(self) -> list[Effect]:
+        """Return what the calls since the last time have caused, in order, and forget it."""
+        effects, self._effects = self._effects, []
+        return effects
+
+    # -- descriptors ------------------------------------------------------------------------------------------
+
+    def announce(
+        self, holder: HolderId, socket: SocketFacts, descriptor: DescriptorFacts, *, recovered: bool = False
+    ) -> int:
+        """Count a holder's descriptor, making the socket's record if need be; return the socket's slot.
+
+        Announcing the same again changes nothing (F-04).
+
+        Args:
+            recovered: the holder shared it through an earlier registry, so others may hold it that this one does
+                not know yet; begin-close of this socket never answers LAST from now on.
+
+        Raises:
+            NotASocket: this descriptor is known, and is one of another socket.
+            OSError: ENOBUFS, a cap of S-11.
+        """
+        holding = self._holdings.get(holder)
+        known = holding.descriptors.get(descriptor.descriptor) if holding is not None else None
+        record = self._records.get(socket.socket)
+        if known is not None and known.record is not record:
+            raise NotASocket("that descriptor belongs to another socket")
+        if known is None:
+            self._check_room(holding)
+        if record is None:
+            record = self._new_record(socket)
+        record.recovered |= recovered
+        if known is None:
+            self._add_descriptor(record, holder, descriptor)
+        self._settle(record)
+        return record.slot
+
+    def begin_close(self, holder: HolderId, descriptor: DescriptorId, token: Hashable, now: float) -> bool | None:
+        """Tell a closer whether it is the last; None: an `Answer` with `token` follows within `close_wait_s`.
+
+        The answer binds until end-close or cancel-close; asking again repeats it.
+
+        Raises:
+            NotASocket: the holder has no such descriptor.
+        """
+        reference = self._own(holder, descriptor)
+        if reference.state is not State.CLOSING:
+            self._start_close(reference, State.CLOSING, now + self.limits.close_wait_s)
+        if reference.answer is None:
+            reference.waiting.append(token)
+        return reference.answer
+
+    def end_close(self, holder: HolderId, descriptor: DescriptorId) -> None:
+        """Give the descriptor's reference back. Doubled: no effect (F-63).
+
+        Raises:
+            NotASocket: the holder has no such descriptor.
+            OSError: EINVAL, the descriptor is open: end-close without begin-close (F-110).
+        """
+        holding = self._holdings.get(holder)
+        if holding is not None and descriptor in holding.ended:
+            return
+        reference = self._own(holder, descriptor)
+        if reference.state is not State.CLOSING:
+            raise from_errno(errno.EINVAL, "end-close without begin-close")
+        self._drop_descriptor(reference)
+
+    def cancel_close(self, holder: HolderId, descriptor: DescriptorId) -> None:
+        """A close was refused: the descriptor is open again, and who waited for it is NOT LAST. Doubled: no effect.
+
+        Raises:
+            NotASocket: the holder has no such descriptor.
+        """
+        reference = self._own(holder, descriptor)
+        if reference.state is State.OPEN:
+            return
+        reference.record.reopen(reference)
+        self._tell(reference, last=False)
+        self._settle(reference.record)
+
+    # -- tickets ----------------------------------------------------------------------------------------------
+
+    def check_issue(self, holder: HolderId, socket: SocketId, descriptor: DescriptorId) -> None:
+        """Raise what `issue` with these arguments would raise; the server asks before it looks at the descriptor."""
+        self._own_open(holder, socket, descriptor)
+        if len(self._tickets) >= self.limits.tickets:
+            raise TicketLimit(f"{self.limits.tickets} tickets are unclaimed; claim or revoke some")
+        if self._holdings[holder].tickets >= self.limits.tickets_per_holder:
+            raise TicketLimit(f"{self.limits.tickets_per_holder} tickets of this process are unclaimed; revoke some")
+
+    def issue(
+        self,
+        holder: HolderId,
+        socket: SocketId,
+        descriptor: DescriptorId,
+        secret: bytes,
+        target: ProcessId | None,
+        expires_s: float | None,
+        now: float,
+        since_s: float,
+    ) -> int:
+        """Issue a ticket: a reference from now on, whatever the issuer does (DUP-12, F-11, F-12); return its number.
+
+        Args:
+            target: the only process that may claim it and with whose death it is void; None: the first claimer wins.
+            expires_s: None is the default: no clock when bound, `claim_once_s` when not. inf: no clock.
+
+        Raises:
+            NotASocket: not an open descriptor of this holder on this socket (DUP-7).
+            TicketLimit: a cap of S-11.
+        """
+        self.check_issue(holder, socket, descriptor)
+        record, holding = self._records[socket], self._holdings[holder]
+        facts = holding.descriptors[descriptor].facts
+        ticket = Reference(self._next(), record, State.ISSUED, holder, facts, since_s)
+        if expires_s is None:
+            expires_s = math.inf if target is not None else self.limits.claim_once_s
+        ticket.digest = self._digest(secret)
+        self._tickets[ticket.number] = self._secrets[ticket.digest] = ticket
+        holding.tickets += 1
+        self._aim(ticket, target)
+        self._timer(now + max(0.0, expires_s), ticket)
+        record.enter(ticket)
+        self._settle(record)
+        return ticket.number
+
+    def bind(self, holder: HolderId, secret: bytes, target: ProcessId | None) -> bool:
+        """Bind a claim-once ticket of this holder to a process: its clock stops. False: it has been claimed already.
+
+        A dead target (None) drops the ticket and its reference; True.
+
+        Raises:
+            TicketInvalid: unknown, expired, or issued by another holder.
+            TicketError: already bound to another process.
+        """
+        digest = self._digest(secret)
+        ticket = self._secrets.get(digest)
+        if ticket is None or ticket.holder != holder:
+            stone = self._tombstones.get(digest)
+            if ticket is None and stone is not None and stone.fate is Fate.USED:
+                return False
+            raise TicketInvalid("no such ticket")
+        if ticket.state is State.CLAIMED:
+            return False
+        if ticket.target is not None and ticket.target != target:
+            raise TicketError("this ticket is bound to another process")
+        if target is None:
+            self._void(ticket)
+        elif ticket.target is None:
+            ticket.due = math.inf
+            self._aim(ticket, target)
+        return True
+
+    def claim(self, holder: HolderId, secret: bytes, now: float) -> Granted:
+        """Grant a ticket to a holder, once. Its reference stays the ticket's until `acknowledge` (rule 8).
+
+        Raises:
+            TicketInvalid: unknown, revoked, or for another process, which learns nothing else (S-10, DUP-5).
+            TicketAlreadyClaimed: claimed before, by the process that asks, or a claim-once ticket by whomever (DUP-3).
+            TicketExpired: it was for this process, and its time is over.
+        """
+        digest = self._digest(secret)
+        ticket = self._secrets.get(digest)
+        if ticket is not None and ticket.due <= now and ticket.state is State.ISSUED:
+            self._void(ticket, Fate.EXPIRED)
+            ticket = None
+        if ticket is None or not hmac.compare_digest(ticket.digest, digest):
+            raise self._reason(digest, holder)
+        if ticket.target is not None and ticket.target != holder.process:
+            raise TicketInvalid("no such ticket")
+        if ticket.state is State.CLAIMED:
+            raise TicketAlreadyClaimed("this ticket is being claimed already; each yields one descriptor")
+        self._check_room(self._holdings.get(holder))
+        ticket.state, ticket.claimer = State.CLAIMED, holder
+        record = ticket.record
+        return Granted(ticket.number, record.facts, record.slot, ticket.target is not None)
+
+    def acknowledge(self, holder: HolderId, number: int, descriptor: DescriptorFacts) -> None:
+        """The claimer has a usable descriptor: the ticket's reference becomes the descriptor's. Doubled: no effect.
+
+        A claim that went back because the channel broke after the descriptor had arrived is still good, as long as
+        nobody else has claimed meanwhile (F-32).
+
+        Raises:
+            TicketInvalid: no claim of this holder.
+            NotASocket: this descriptor is known, and is one of another socket.
+        """
+        if self._acknowledged.get(number) == (holder, descriptor.descriptor):
+            return
+        ticket = self._claim_of(holder, number)
+        record = ticket.record
+        holding = self._holdings.get(holder)
+        known = holding.descriptors.get(descriptor.descriptor) if holding is not None else None
+        if known is not None and known.record is not record:
+            raise NotASocket("that descriptor belongs to another socket")
+        if known is None:
+            self._check_room(holding)
+            self._add_descriptor(record, holder, descriptor)
+        self._bury(ticket, Fate.USED)
+        remember(self._acknowledged, number, (holder, descriptor.descriptor), self.limits.remembered)
+        record.leave(ticket)
+        self._effects.append(ReleaseCustody(number, last=False))
+        self._settle(record)
+
+    def refuse(self, holder: HolderId, number: int) -> None:
+        """The claimer could not use what it got (F-29): the ticket is as before the claim.
+
+        Raises:
+            TicketInvalid: no claim of this holder.
+        """
+        ticket = self._claim_of(holder, number)
+        ticket.claimer = None
+        self._reissue(ticket)
+
+    def revoke(self, holder: HolderId, secret: bytes) -> bool:
+        """Take an unclaimed ticket of this holder back; its reference goes. False: there is none such any more."""
+        ticket = self._secrets.get(self._digest(secret))
+        if ticket is None or ticket.holder != holder or ticket.state is State.CLAIMED:
+            return False
+        self._void(ticket)
+        return True
+
+    def lend(
+        self, holder: HolderId, socket: SocketId, descriptor: DescriptorId, target: ProcessId, since_s: float
+    ) -> None:
+        """Count a reference that ends with a process which does not know us. Doubled: counted once.
+
+        Raises:
+            NotASocket: not an open descriptor of this holder on this socket.
+            OSError: ENOBUFS, a cap of S-11.
+        """
+        own = self._own_open(holder, socket, descriptor)
+        for other in self._targeted.get(target, ()):
+            if other.state is State.LENT and other.holder == holder and other.facts.descriptor == descriptor:
+                return
+        holding = self._holdings[holder]
+        self._check_room(holding)
+        lent = Reference(self._next(), own.record, State.LENT, holder, own.facts, since_s)
+        holding.lent += 1
+        self._aim(lent, target)
+        own.record.enter(lent)
+        self._settle(own.record)
+
+    def set_common(self, holder: HolderId, socket: SocketId, changes: dict[str, bool | int | None]) -> None:
+        """Change what all sharers of a socket agree on; every process sees it in the page at once.
+
+        Raises:
+            NotASocket: the holder has no descriptor on this socket (S-14).
+        """
+        holding = self._holdings.get(holder)
+        if holding is None or socket not in holding.sockets:
+            raise NotASocket("this process holds no descriptor of that socket")
+        record = self._records[socket]
+        record.common = replace(record.common, **changes)  # type: ignore[arg-type]  # names and types: messages.py
+        self._effects.append(ShowCommon(record.slot, record.common))
+
+    # -- time and death ---------------------------------------------------------------------------------------
+
+    def disconnected(self, holder: HolderId) -> None:
+        """A holder's channel ended. Its descriptors stay (its process may live); claims in flight go back."""
+        for ticket in [t for t in self._tickets.values() if t.state is State.CLAIMED and t.claimer == holder]:
+            self._reissue(ticket)  # its claimer is remembered: it may still acknowledge through a new channel
+        holding = self._holdings.get(holder)
+        if holding is not None and not holding.descriptors:
+            holding.ended.clear()
+            self._forget_if_empty(holder)
+
+    def reap(self, process: ProcessId) -> bool:
+        """A process is dead: drop what its holders held, what was lent to it and the tickets for it (DUP-13, F-18).
+
+        Tickets it issued stay valid (F-11). Descriptors go first, so that a ticket may be the last reference and
+        custody closes as the last closer should.
+
+        Returns:
+            Whether anything was dropped.
+        """
+        holders = list(self._of_process.pop(process, ()))
+        for holder in holders:
+            self.reap_holder(holder)
+        targeted = sorted(self._targeted.pop(process, ()), key=lambda reference: reference.number)
+        for reference in targeted:
+            if reference.state is State.LENT:
+                self._drop_lent(reference)
+            else:
+                self._void(reference)
+        for digest in [d for d, stone in self._tombstones.items() if stone.target == process]:
+            del self._tombstones[digest]
+        self._names.pop(process, None)
+        return bool(holders or targeted)
+
+    def reap_holder(self, holder: HolderId) -> None:
+        """A holder is gone while its process lives on under another program (exec): drop its descriptors (F-91)."""
+        holding = self._holdings.get(holder)
+        if holding is not None:
+            for reference in list(holding.descriptors.values()):
+                self._drop_descriptor(reference)
+        self.disconnected(holder)
+
+    def expire(self, now: float) -> None:
+        """Do what is due: expired tickets go, closes that have waited long enough are LAST."""
+        while self._timers and self._timers[0][0] <= now:
+            due, _, reference = heapq.heappop(self._timers)
+            if reference.due != due:
+                continue
+            if reference.record.pending is reference:
+                self._settle(reference.record, overdue=True)
+            elif reference.state is State.ISSUED:
+                self._void(reference, Fate.EXPIRED)
+
+    def next_deadline(self) -> float | None:
+        """Return when `expire` has something to do next (it may turn out to be nothing), None: never."""
+        return self._timers[0][0] if self._timers else None
+
+    # -- introspection ----------------------------------------------------------------------------------------
+
+    def references(self, socket: SocketId) -> int:
+        """Return how many references the socket has; 0: unknown here."""
+        record = self._records.get(socket)
+        return 0 if record is None else len(record.references)
+
+    def holders(self, socket: SocketId) -> tuple[Holder, ...]:
+        """Return every reference of a socket, in the order they came."""
+        record = self._records.get(socket)
+        return () if record is None else tuple(r.shown(self._names) for r in record.references.values())
+
+    def sockets(self) -> tuple[tuple[SocketFacts, int], ...]:
+        """Return every socket and its count."""
+        return tuple((record.facts, len(record.references)) for record in self._records.values())
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return the numbers of sockets, descriptors (open, closing) and tickets (issued, claimed)."""
+        return len(self._records), sum(len(h.descriptors) for h in self._holdings.values()), len(self._tickets)
+
+    def is_empty(self) -> bool:
+        """Say whether nothing is referenced any more."""
+        return not self._records
+
+    def processes(self) -> Iterator[ProcessId]:
+        """Yield every process whose death the ledger needs to hear of: holders' and targets'."""
+        yield from self._of_process
+        yield from (process for process in self._targeted if process not in self._of_process)
+
+    def needs(self, process: ProcessId) -> bool:
+        """Say whether `processes()` has this one."""
+        return process in self._of_process or process in self._targeted
+
+    def common(self, socket: SocketId) -> CommonState:
+        """Return what the sharers of a socket agree on; the default for an unknown one."""
+        record = self._records.get(socket)
+        return CommonState() if record is None else record.common
+
+    # -- inside -----------------------------------------------------------------------------------------------
+
+    def _next(self) -> int:
+        self._serial += 1
+        return self._serial
+
+    def _digest(self, secret: bytes) -> bytes:
+        return hashlib.sha256(self._pepper + secret).digest()
+
+    def _check_room(self, holding: Holding | None) -> None:
+        if holding is not None and len(holding.descriptors) + holding.lent >= self.limits.descriptors_per_holder:
+            raise from_errno(errno.ENOBUFS, "too many descriptors of one process at this registry; close some")
+
+    def _new_record(self, socket: SocketFacts) -> Record:
+        if len(self._records) >= self.limits.sockets:
+            raise from_errno(errno.ENOBUFS, "too many shared sockets at this registry; close some")
+        if self._free_slots:
+            slot = self._free_slots.pop()
+        else:
+            slot, self._slots_used = self._slots_used, self._slots_used + 1
+        record = self._records[socket.socket] = Record(socket, slot, recovered=False)
+        self._effects.append(ShowCommon(slot, record.common))
+        return record
+
+    def _add_descriptor(self, record: Record, holder: HolderId, facts: DescriptorFacts) -> None:
+        holding = self._holdings.setdefault(holder, Holding())
+        self._of_process.setdefault(holder.process, set()).add(holder)
+        reference = Reference(self._next(), record, State.OPEN, holder, facts, facts.opened_s)
+        holding.descriptors[facts.descriptor] = reference
+        holding.ended.pop(facts.descriptor, None)
+        socket = record.facts.socket
+        holding.sockets[socket] = holding.sockets.get(socket, 0) + 1
+        record.enter(reference)
+
+    def _drop_descriptor(self, reference: Reference) -> None:
+        holding = self._holdings[reference.holder]
+        descriptor, socket = reference.facts.descriptor, reference.record.facts.socket
+        del holding.descriptors[descriptor]
+        holding.sockets[socket] -= 1
+        if not holding.sockets[socket]:
+            del holding.sockets[socket]
+        remember(holding.ended, descriptor, None, 64)
+        reference.record.leave(reference)
+        self._tell(reference, last=False)
+        self._settle(reference.record)
+
+    def _drop_lent(self, reference: Reference) -> None:
+        self._holdings[reference.holder].lent -= 1
+        self._forget_if_empty(reference.holder)
+        reference.record.leave(reference)
+        self._settle(reference.record)
+
+    def _forget_if_empty(self, holder: HolderId) -> None:
+        holding = self._holdings[holder]
+        if holding.descriptors or holding.lent or holding.tickets or holding.ended:
+            return
+        del self._holdings[holder]
+        siblings = self._of_process.get(holder.process)
+        if siblings is not None:
+            siblings.discard(holder)
+            if not siblings:
+                del self._of_process[holder.process]
+
+    def _own(self, holder: HolderId, descriptor: DescriptorId) -> Reference:
+        holding = self._holdings.get(holder)
+        reference = holding.descriptors.get(descriptor) if holding is not None else None
+        if reference is None:
+            raise NotASocket("this process has announced no such descriptor")
+        return reference
+
+    def _own_open(self, holder: HolderId, socket: SocketId, descriptor: DescriptorId) -> Reference:
+        reference = self._own(holder, descriptor)
+        if reference.state is not State.OPEN or reference.record.facts.socket != socket:
+            raise NotASocket("that descriptor is closed, or belongs to another socket")
+        return reference
+
+    def _aim(self, reference: Reference, target: ProcessId | None) -> None:
+        reference.target = target
+        if target is not None:
+            self._targeted.setdefault(target, set()).add(reference)
+
+    def _claim_of(self, holder: HolderId, number: int) -> Reference:
+        ticket = self._tickets.get(number)
+        if ticket is None or ticket.claimer != holder:
+            raise TicketInvalid("no claim of this process")
+        return ticket
+
+    def _reissue(self, ticket: Reference) -> None:
+        ticket.state = State.ISSUED
+        self._timer(ticket.due, ticket)
+
+    def _reason(self, digest: bytes, holder: HolderId) -> TicketError:
+        stone = self._tombstones.get(digest)
+        if stone is None or (stone.target is not None and stone.target != holder.process):
+            return TicketInvalid("no such ticket")
+        if stone.fate is Fate.USED:
+            return TicketAlreadyClaimed("this ticket has been claimed; each yields one descriptor")
+        return TicketExpired("this ticket's time is over; ask the sharer for a new one")
+
+    def _bury(self, ticket: Reference, fate: Fate | None) -> None:
+        """The ticket is no more; with a fate, its hash is remembered for the reason of a later refusal."""
+        del self._tickets[ticket.number], self._secrets[ticket.digest]
+        aimed = self._targeted.get(ticket.target) if ticket.target is not None else None
+        if aimed is not None and ticket.target is not None:
+            aimed.discard(ticket)
+            if not aimed:
+                del self._targeted[ticket.target]
+        self._holdings[ticket.holder].tickets -= 1
+        self._forget_if_empty(ticket.holder)
+        if fate is not None:
+            remember(self._tombstones, ticket.digest, Tombstone(fate, ticket.target), self.limits.remembered)
+
+    def _void(self, ticket: Reference, fate: Fate | None = None) -> None:
+        """The ticket ends unclaimed. Custody closes like any closer: last or not, at once or after those before it.
+
+        Without a deadline: those it waits for are closing, so they end, are cancelled or die.
+        """
+        self._bury(ticket, fate)
+        self._start_close(ticket, State.GIVEN_UP, math.inf)
+        if ticket.answer is not None:
+            self._release(ticket)
+
+    def _release(self, ticket: Reference) -> None:
+        record, last = ticket.record, bool(ticket.answer)
+        record.leave(ticket)
+        self._effects.append(ReleaseCustody(ticket.number, last, record.common.linger_s if last else None))
+        self._settle(record)
+
+    def _timer(self, due: float, reference: Reference) -> None:
+        reference.due = due
+        if due == math.inf:
+            return
+        heapq.heappush(self._timers, (due, self._next(), reference))
+        if len(self._timers) > self._timers_worth_pruning:
+            live = (State.ISSUED, State.CLOSING)
+            self._timers = [entry for entry in self._timers if entry[2].due == entry[0] and entry[2].state in live]
+            heapq.heapify(self._timers)
+            self._timers_worth_pruning = max(1024, 2 * len(self._timers))
+
+    def _start_close(self, reference: Reference, state: State, due: float) -> None:
+        record = reference.record
+        record.close(reference, state)
+        if record.pending is reference:
+            self._timer(due, reference)
+
+    def _tell(self, reference: Reference, *, last: bool) -> None:
+        self._effects.extend(Answer(token, last) for token in reference.waiting)
+        reference.waiting.clear()
+
+    def _settle(self, record: Record, *, overdue: bool = False) -> None:
+        """After a change: answer who waits, if that can be decided now; forget a socket without references."""
+        answered = record.settle(overdue=overdue)
+        if answered is not None:
+            self._tell(answered, last=bool(answered.answer))
+            if answered.state is State.GIVEN_UP:
+                self._release(answered)
+        if not record.references and self._records.get(record.facts.socket) is record:
+            del self._records[record.facts.socket]
+            self._free_slots.append(record.slot)

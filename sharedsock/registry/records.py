@@ -1,0 +1,231 @@
+"""THE RECORD OF ONE SOCKET: its references, and which closer is the last. The values the ledger is made of.
+
+A *reference* is a reason the socket stays open: an open or closing descriptor of some holder, a lent descriptor, or a
+ticket that has not become one. All of them are in one dictionary, so the count is that dictionary's size: it can be
+neither negative nor apart from the references it counts (I2, F-63).
+
+A closer is told NOT LAST while another reference is open. If all the others are closing too, its answer is *pending*
+until they end (LAST), one of them stays after all or a new one comes (NOT LAST), or its time is over (LAST): a holder
+that has drained never uses the socket again. So exactly one closer is last (rule 7, F-59).
+Descriptors, secrets and time belong to the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final, TypeVar
+
+from sharedsock.model.identity import DescriptorFacts, DescriptorId, Holder, HolderId, ProcessId, SocketFacts, SocketId
+from sharedsock.registry.page import SLOTS, CommonState
+
+__all__ = [
+    "Answer",
+    "Effect",
+    "Fate",
+    "Holding",
+    "Limits",
+    "Record",
+    "Reference",
+    "ReleaseCustody",
+    "ShowCommon",
+    "State",
+    "Tombstone",
+    "remember",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The caps of S-11 that the ledger keeps, and its times in seconds."""
+
+    tickets: int = 4096
+    tickets_per_holder: int = 256
+    descriptors_per_holder: int = 65_536
+    sockets: int = SLOTS
+    remembered: int = 4096  # used and expired tickets, kept to name the reason of a refusal
+    claim_once_s: float = 60.0
+    close_wait_s: float = 1.5  # T_rpc less the way back: the answer must reach a client that gives up after 2 s
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A begin-close that had to wait has its answer: `token` is what the asker gave."""
+
+    token: Hashable
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseCustody:
+    """Custody is to close its descriptor of a ticket; `linger_s` says how, when it was the last reference of all."""
+
+    number: int
+    last: bool
+    linger_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShowCommon:
+    """The page is to show a state in a slot."""
+
+    slot: int
+    state: CommonState
+
+
+Effect = Answer | ReleaseCustody | ShowCommon
+
+
+class State(Enum):
+    """What a reference is; its value is the name `holders()` gives it."""
+
+    OPEN = "descriptor"
+    CLOSING = "closing"
+    LENT = "lent"
+    ISSUED = "ticket"
+    CLAIMED = "claim"
+    GIVEN_UP = "given up"  # a void ticket whose descriptor waits in custody for the closers before it
+
+
+TICKETS: Final = (State.ISSUED, State.CLAIMED, State.GIVEN_UP)
+_CLOSES: Final = (State.CLOSING, State.GIVEN_UP)
+
+
+@dataclass(eq=False, slots=True)
+class Reference:
+    """One reason a socket stays open.
+
+    Attributes:
+        holder: who holds, lends or issued it; `claimer`: who has claimed a ticket.
+        answer: what begin-close was told, None while that waits; `waiting`: who is to hear it.
+        due: when a ticket expires, or when a pending answer is LAST at the latest.
+    """
+
+    number: int
+    record: Record
+    state: State
+    holder: HolderId
+    facts: DescriptorFacts
+    since_s: float
+    target: ProcessId | None = None
+    answer: bool | None = None
+    waiting: list[Hashable] = field(default_factory=list)
+    due: float = math.inf
+    digest: bytes = field(default=b"", repr=False)
+    claimer: HolderId | None = None
+
+    def shown(self, names: dict[ProcessId, str]) -> Holder:
+        """Return the reference as introspection lists it."""
+        process, descriptor, kind = self.holder.process, self.facts.descriptor, self.state.value
+        if self.state is State.LENT and self.target is not None:
+            process = self.target
+        elif self.state in TICKETS:
+            taken = self.claimer.process if self.state is State.CLAIMED and self.claimer is not None else None
+            process = self.target or taken or ProcessId(0)
+            descriptor, kind = DescriptorId(0), "ticket"
+        return Holder(process.pid, names.get(process, ""), descriptor, kind, self.facts.opened_at, self.since_s)
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """One shared socket: `open` counts its references that are not closing, `pending` is the closer that waits.
+
+    `recovered`: shared through an earlier registry, so others may hold it that this one does not know; nobody is last.
+    """
+
+    facts: SocketFacts
+    slot: int
+    recovered: bool
+    common: CommonState = field(default_factory=CommonState)
+    references: dict[int, Reference] = field(default_factory=dict)
+    open: int = 0
+    pending: Reference | None = None
+
+    def enter(self, reference: Reference) -> None:
+        """Count a new open reference."""
+        self.references[reference.number] = reference
+        self.open += 1
+
+    def leave(self, reference: Reference) -> None:
+        """Count a reference no more."""
+        del self.references[reference.number]
+        if reference.state not in _CLOSES:
+            self.open -= 1
+        if self.pending is reference:
+            self.pending = None
+
+    def close(self, reference: Reference, state: State) -> None:
+        """Mark an open reference closing; its `answer` stays None if it is `pending` now."""
+        reference.state, reference.answer = state, None
+        self.open -= 1
+        if self.open or self.recovered:
+            reference.answer = False
+        elif len(self.references) == 1:
+            reference.answer = True
+        else:
+            # Invariant: pending means that nothing is open, and a second closer would have to be open first, which
+            # gives the first its answer. So there is at most one.
+            assert self.pending is None, "rule 7: one pending closer"
+            self.pending = reference
+
+    def reopen(self, reference: Reference) -> None:
+        """A closing reference stays after all; it is open again."""
+        if self.pending is reference:
+            self.pending = None
+        reference.state, reference.answer = State.OPEN, None
+        self.open += 1
+
+    def settle(self, *, overdue: bool = False) -> Reference | None:
+        """Give the pending closer its answer if that can be decided now, or must be; return it, answered."""
+        reference = self.pending
+        if reference is None:
+            return None
+        if self.open or self.recovered:
+            reference.answer = False
+        elif len(self.references) == 1 or overdue:
+            reference.answer = True
+        else:
+            return None
+        self.pending = None
+        return reference
+
+
+@dataclass(eq=False, slots=True)
+class Holding:
+    """What one holder has: descriptors by its own numbers, how many on each socket, lends, tickets, recent ends."""
+
+    descriptors: dict[DescriptorId, Reference] = field(default_factory=dict)
+    sockets: dict[SocketId, int] = field(default_factory=dict)
+    lent: int = 0
+    tickets: int = 0
+    ended: OrderedDict[DescriptorId, None] = field(default_factory=OrderedDict)
+
+
+class Fate(Enum):
+    """Why a ticket is no more, for the answer to a late claim."""
+
+    USED = "used"
+    EXPIRED = "expired"
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """A ticket that is no more, and the process that may know why (None: whoever knows the secret)."""
+
+    fate: Fate
+    target: ProcessId | None
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+def remember(memory: OrderedDict[K, V], key: K, value: V, most: int) -> None:
+    """Note a pair, forgetting the oldest beyond `most`."""
+    memory[key] = value
+    memory.move_to_end(key)
+    while len(memory) > most:
+        memory.popitem(last=False)
