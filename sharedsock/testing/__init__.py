@@ -1,0 +1,32 @@
+"""INSTRUMENTS for tests of programs with many processes: actors, choreography, faults. No pytest in here.
+
+An *actor* is a real process with named threads that do what they are told; *choreography* makes who waits for whom
+a fact instead of a delay; *faults* make an actor fail at a named point; *outcomes* are values to compare with.
+"""
+
+from sharedsock.testing.actors import Actor, ActorDied, Actors, ActorThread, ActorTimeout, Event, Pending
+from sharedsock.testing.choreography import Barrier, in_order
+from sharedsock.testing.faults import Fault, Kill, Raise
+from sharedsock.testing.outcomes import Aborted, Accepted, ActorRaised, Outcome, Raised, Received, Returned
+
+__all__ = [
+    "Aborted",
+    "Accepted",
+    "Actor",
+    "ActorDied",
+    "ActorRaised",
+    "ActorThread",
+    "ActorTimeout",
+    "Actors",
+    "Barrier",
+    "Event",
+    "Fault",
+    "Kill",
+    "Outcome",
+    "Pending",
+    "Raise",
+    "Raised",
+    "Received",
+    "Returned",
+    "in_order",
+]

@@ -1,0 +1,532 @@
+"""Actors: real processes with named threads that do what a test tells them, one command at a time.
+
+A test owns a company of `Actors`. Each actor is one process, reached over a pipe of its own; each of its threads
+carries out one command after the other, and a command given returns a pending result at once:
+
+    with Actors() as actors:
+        a, b = actors.share(connected)
+        reading = b.thread("reader").recv(16)
+        b.wait_until_blocked("reader")
+        b.close()
+        assert reading.outcome() == Aborted(10004)
+
+The controller has no thread of its own for this: whatever waits reads the pipe meanwhile. One thread at a time
+uses a company. Actors end with their controller, however it ends, and with their company, however that ends.
+"""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing.util
+import os
+import pickle
+import signal
+import socket
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from sharedsock.testing import choreography
+from sharedsock.testing.faults import Fault, Hold, Kill, Raise
+from sharedsock.testing.frames import Reader, encode, wait_readable
+from sharedsock.testing.launch import Running, launch, usable_start_method
+from sharedsock.testing.outcomes import Outcome, describe_exit, value_of
+
+if TYPE_CHECKING:
+    import sharedsock as ss
+    from sharedsock.testing.observation import ThreadFacts
+
+__all__ = ["Actor", "ActorDied", "ActorThread", "ActorTimeout", "Actors", "Event", "Pending"]
+
+_TIMEOUT_S: Final = 10.0
+_END_S: Final = 3.0
+_STACKS_S: Final = 1.0
+
+# A forked child of the controller must not keep the actors alive: they end when the last copy of our end is closed.
+_our_ends: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+def _close_our_ends() -> None:
+    for end in tuple(_our_ends):
+        end.close()
+
+
+os.register_at_fork(after_in_child=_close_our_ends)
+
+
+class ActorTimeout(TimeoutError):
+    """What was waited for did not happen in time; the message carries the stacks of the actor's threads."""
+
+
+class ActorDied(RuntimeError):
+    """The actor's process ended while something was expected of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened in an actor.
+
+    Attributes:
+        kind: a probe point ("op.waiting" …), a report of a command ("record", "client"), or "outcome".
+        at_s: when, by the monotonic clock, which all processes of one machine have in common.
+        value: the operation's kind, the reported value, or the outcome.
+    """
+
+    actor: str
+    thread: str
+    kind: str
+    at_s: float
+    value: Any = None
+
+
+class Pending:
+    """A command that has been given; its outcome when there is one."""
+
+    def __init__(self, actor: Actor, thread: str, code: str) -> None:
+        self._actor = actor
+        self.thread = thread
+        self.code = code
+        self._result: tuple[Outcome, float, float] | None = None
+
+    def settle(self, outcome: Outcome, began_s: float, ended_s: float) -> None:
+        """Take the result off the pipe."""
+        self._result = outcome, began_s, ended_s
+
+    def is_done(self) -> bool:
+        """Report whether the outcome is here, after reading what the actor has sent up to now."""
+        self._actor.pump(0)
+        return self._result is not None
+
+    def outcome(self, timeout_s: float | None = None) -> Outcome:
+        """Wait for the outcome, the actor's own timeout by default.
+
+        Raises:
+            ActorTimeout: there is none yet; it carries the actor's stacks.
+            ActorDied: there will be none.
+        """
+        return self._wait(timeout_s)[0]
+
+    def value(self, timeout_s: float | None = None) -> Any:
+        """Wait for the outcome and return the value in it.
+
+        Raises:
+            ActorRaised: the command raised.
+        """
+        return value_of(self._actor.name, self.outcome(timeout_s))
+
+    @property
+    def began_s(self) -> float:
+        """When the command began (monotonic)."""
+        return self._wait(None)[1]
+
+    @property
+    def ended_s(self) -> float:
+        """When its thread had the outcome (monotonic), before anything was sent."""
+        return self._wait(None)[2]
+
+    def _wait(self, timeout_s: float | None) -> tuple[Outcome, float, float]:
+        self._actor.wait_for(lambda: self._result is not None, f"{self.code} in thread {self.thread}", timeout_s)
+        assert self._result is not None  # wait_for: the condition held
+        return self._result
+
+
+class ActorThread:
+    """A named thread of an actor. Each method gives it a command of `commands.COMMANDS`."""
+
+    def __init__(self, actor: Actor, name: str) -> None:
+        self._actor = actor
+        self.name = name
+
+    def do(self, code: str, *arguments: Any, **keywords: Any) -> Pending:
+        """Give any command of the table."""
+        return self._actor.give(self.name, code, arguments, keywords)
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Pending:
+        """Call a picklable callable there."""
+        return self.do("call", function, *arguments, **keywords)
+
+    def recv(self, size: int, flags: int = 0, on: str = "socket") -> Pending:
+        """Receive at most `size` bytes."""
+        return self.do("recv", size, flags, on=on)
+
+    def send(self, data: bytes, on: str = "socket") -> Pending:
+        """Send once."""
+        return self.do("send", data, on=on)
+
+    def sendall(self, data: bytes, on: str = "socket") -> Pending:
+        """Send all of it."""
+        return self.do("sendall", data, on=on)
+
+    def accept(self, on: str = "socket", into: str = "client") -> Pending:
+        """Accept one client, kept under the name `into`."""
+        return self.do("accept", on=on, into=into)
+
+    def close(self, on: str = "socket") -> Pending:
+        """Close the descriptor."""
+        return self.do("close", on=on)
+
+
+class Actor:
+    """One process of a company, as its controller sees it."""
+
+    def __init__(self, name: str, method: str, environment: dict[str, str | None], timeout_s: float) -> None:
+        self.name = name
+        self.start_method = method
+        self.timeout_s = timeout_s
+        self.events: list[Event] = []
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, Pending] = {}
+        self._answers: dict[int, Any] = {}
+        self._barriers: dict[int, choreography.Barrier] = {}
+        self._tids: dict[str, int] = {}
+        self._is_ready = False
+        self._pipe, theirs = socket.socketpair()
+        _our_ends.add(self._pipe)
+        self._reader = Reader(self._pipe)
+        try:
+            self._process: Running = launch(name, self._pipe, theirs, method, environment)
+        except BaseException:
+            self._pipe.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+
+    def __repr__(self) -> str:
+        return f"<Actor {self.name} pid={self.pid} {'alive' if self.is_alive else self.how_it_ended()}>"
+
+    # commands
+
+    def thread(self, name: str) -> ActorThread:
+        """Return a thread by name; the actor starts it with its first command."""
+        return ActorThread(self, name)
+
+    def give(self, thread: str, code: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Pending:
+        """Send a command to a thread; it waits there until the thread's earlier commands have ended."""
+        number = self.next_number()
+        pending = Pending(self, thread, code)
+        # A body of its own: what fails to unpickle there fails that command, not the actor.
+        body = pickle.dumps((arguments, keywords), pickle.HIGHEST_PROTOCOL)
+        self._pending[number] = pending
+        self._send(("do", number, thread, code, body))
+        return pending
+
+    def do(self, code: str, *arguments: Any, **keywords: Any) -> Any:
+        """Have thread "main" carry out a command, and return its value.
+
+        Raises:
+            ActorRaised: the command raised.
+        """
+        return self.thread("main").do(code, *arguments, **keywords).value()
+
+    def call(self, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        """Call a picklable callable in the actor, and return its value."""
+        return self.do("call", function, *arguments, **keywords)
+
+    def recv(self, size: int, on: str = "socket") -> bytes:
+        """Receive at most `size` bytes."""
+        data: bytes = self.do("recv", size, on=on)
+        return data
+
+    def sendall(self, data: bytes, on: str = "socket") -> None:
+        """Send all of it."""
+        self.do("sendall", data, on=on)
+
+    def close(self, on: str = "socket") -> None:
+        """Close the actor's descriptor; its operations abort, other processes notice nothing unless it was the last."""
+        self.do("close", on=on)
+
+    def give_to(self, other: Actor, on: str = "socket") -> None:
+        """Share a socket this actor holds with another actor, by a ticket for its process."""
+        other.do("take", self.do("share", other.pid, on=on), on=on)
+
+    # choreography
+
+    def wait_until_blocked(self, thread: str, timeout_s: float | None = None) -> ThreadFacts:
+        """Wait until a thread's operation waits, as the process's table and the kernel both say."""
+        return choreography.wait_until_blocked(self, thread, timeout_s)
+
+    def wait_until_asleep(self, thread: str, timeout_s: float | None = None) -> ThreadFacts:
+        """Wait until the kernel shows a thread asleep in a wait of its own, on a plain socket for instance."""
+        return choreography.wait_until_asleep(self, thread, timeout_s)
+
+    def hold_at(
+        self, point: str, thread: str | None = None, nth: int = 1, *, kind: str | None = None, count: int | None = 1
+    ) -> choreography.Barrier:
+        """Hold whoever comes by a probe point; armed when this returns.
+
+        Args:
+            nth: the first hit that is held; `count` how many from there on, None: everyone until the release.
+        """
+        return choreography.Barrier(self, Fault(point, Hold(0), thread, kind, nth, count))
+
+    def kill_at(self, point: str, thread: str | None = None, nth: int = 1, *, kind: str | None = None) -> int:
+        """Have the actor SIGKILL itself at a probe point; returns a number for `disarm`."""
+        return self.arm(Fault(point, Kill(), thread, kind, nth))
+
+    def raise_at(
+        self, point: str, error: int | type[BaseException], thread: str | None = None, nth: int = 1,
+        *, kind: str | None = None,
+    ) -> int:
+        """Have an errno or an exception raised at a probe point; returns a number for `disarm`."""
+        return self.arm(Fault(point, Raise(error), thread, kind, nth))
+
+    def arm(self, fault: Fault) -> int:
+        """Arm a fault; it is in force when this returns."""
+        number = self.next_number()
+        self._ask("arm", number, fault)
+        return number
+
+    def arm_barrier(self, barrier: choreography.Barrier) -> None:
+        """Arm a barrier under its own number."""
+        self._barriers[barrier.number] = barrier
+        self._ask("arm", barrier.number, barrier.fault)
+
+    def disarm(self, number: int) -> None:
+        """Take a fault back; whoever it holds goes on."""
+        self._ask("disarm", number)
+
+    def next_number(self) -> int:
+        """Draw a number for a command, a fault or a barrier."""
+        return next(self._numbers)
+
+    def tid(self, thread: str) -> int:
+        """Return the native id of a thread, waiting until it has started."""
+        self.wait_for(lambda: thread in self._tids, f"thread {thread} to start")
+        return self._tids[thread]
+
+    def kinds_waiting(self, thread: str) -> tuple[str, ...]:
+        """Return the kinds of operation for which the actor's table lists a thread as waiting."""
+        kinds: tuple[str, ...] = self._ask("waits", thread)
+        return kinds
+
+    # life and death
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process has not been seen dead."""
+        return self._process.status is None and not self._reader.is_at_end
+
+    def wait_ready(self) -> None:
+        """Wait until the process takes commands."""
+        self.wait_for(lambda: self._is_ready, "the actor to start", 30.0)
+
+    def kill(self) -> float:
+        """SIGKILL the process, wait until it is dead and reaped; return when the signal was sent (monotonic)."""
+        sent_s = monotonic()
+        self._process.signal(signal.SIGKILL)
+        self._end(_TIMEOUT_S)
+        return sent_s
+
+    def stop(self) -> None:
+        """SIGSTOP the process; returns once every one of its threads has stopped."""
+        self._process.signal(signal.SIGSTOP)
+        deadline_s = monotonic() + self.timeout_s
+        while any(choreography.thread_facts(self.pid, tid).state != "T" for tid in self._tids.values()):
+            self.pump(monotonic() + 0.001)
+            if monotonic() > deadline_s:
+                raise ActorTimeout(f"actor {self.name} did not stop")
+
+    def cont(self) -> None:
+        """SIGCONT the process."""
+        self._process.signal(signal.SIGCONT)
+
+    def exit(self, close: bool = True) -> None:
+        """End the process in an orderly way; a process that does not end is killed.
+
+        Args:
+            close: first close what the actor keeps; False leaves that to the interpreter's exit.
+
+        Raises:
+            ActorDied: it ended in another way; every other end is reported here.
+        """
+        if self._pipe.fileno() < 0:
+            return
+        self._send(("exit", close))
+        in_time = self._end(_END_S)
+        if not in_time:
+            self.kill()
+            raise ActorDied(f"actor {self.name} did not end within {_END_S:g} s and was killed")
+        if self._process.status:
+            raise ActorDied(f"actor {self.name} {self.how_it_ended()}")
+
+    def wait_dead(self, timeout_s: float | None = None) -> str:
+        """Wait until the process has ended by itself; return how."""
+        if not self._end(self.timeout_s if timeout_s is None else timeout_s):
+            self.fail_waiting("the process to end")
+        return self.how_it_ended()
+
+    def how_it_ended(self) -> str:
+        """Say how the process ended."""
+        return describe_exit(self._process.status)
+
+    def _end(self, timeout_s: float) -> bool:
+        deadline_s = monotonic() + timeout_s
+        while not self._reader.is_at_end and monotonic() < deadline_s:
+            self.pump(deadline_s)
+        if not self._process.wait_ended(max(0.0, deadline_s - monotonic())):
+            return False
+        # A forked child of the actor may still have had the far end: the process is dead all the same.
+        self._reader.is_at_end = True
+        self._pipe.close()
+        return True
+
+    # the pipe
+
+    def pump(self, deadline_s: float) -> None:
+        """Take in what the actor has sent, waiting for the first of it until `deadline_s` (monotonic)."""
+        if not self._reader.is_at_end and wait_readable(self._pipe, deadline_s):
+            for frame in self._reader.take():
+                self._note(frame)
+
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float | None = None) -> None:
+        """Take in what the actor sends until a condition over it holds.
+
+        Raises:
+            ActorTimeout: it does not hold in time; carries the actor's stacks.
+            ActorDied: the actor is gone, and it does not hold.
+        """
+        deadline_s = monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        while not condition():
+            if self._reader.is_at_end:
+                self._process.wait_ended(_END_S)
+                raise ActorDied(f"actor {self.name} {self.how_it_ended()}; waited for {what}")
+            if monotonic() >= deadline_s:
+                self.fail_waiting(what)
+            self.pump(deadline_s)
+
+    def fail_waiting(self, what: str) -> NoReturn:
+        """Raise ActorTimeout with the actor's stacks."""
+        try:
+            stacks = self._ask("stacks", timeout_s=_STACKS_S)
+        except (ActorTimeout, ActorDied) as error:
+            stacks = f"(no stacks: {error})"
+        raise ActorTimeout(f"actor {self.name}: waited in vain for {what}\n{stacks}")
+
+    def _ask(self, code: str, *arguments: Any, timeout_s: float | None = None) -> Any:
+        own = self.next_number()
+        self._send((code, own, *arguments))
+        deadline_s = monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        while own not in self._answers:
+            if self._reader.is_at_end:
+                self._process.wait_ended(_END_S)
+                raise ActorDied(f"actor {self.name} {self.how_it_ended()}; asked for {code}")
+            if monotonic() >= deadline_s:
+                raise ActorTimeout(f"actor {self.name} does not answer {code}")
+            self.pump(deadline_s)
+        return self._answers.pop(own)
+
+    def _send(self, frame: tuple[Any, ...]) -> None:
+        try:
+            self._pipe.sendall(encode(frame))
+        except OSError as error:
+            self._process.wait_ended(_END_S)
+            raise ActorDied(f"actor {self.name} {self.how_it_ended()}; told to {frame[0]}") from error
+
+    def _note(self, frame: tuple[Any, ...]) -> None:
+        match frame:
+            case ("done", number, outcome, began_s, ended_s):
+                pending = self._pending.pop(number)
+                pending.settle(outcome, began_s, ended_s)
+                self.events.append(Event(self.name, pending.thread, "outcome", ended_s, (pending.code, outcome)))
+            case ("point", thread, point, at_s, kind):
+                self.events.append(Event(self.name, thread, point, at_s, kind))
+            case ("report", thread, kind, at_s, value):
+                self.events.append(Event(self.name, thread, kind, at_s, value))
+            case ("reached", number, thread, at_s):
+                self._barriers[number].reached.append((thread, at_s))
+            case ("answer", number, answer):
+                self._answers[number] = answer
+            case ("thread", thread, tid):
+                self._tids[thread] = tid
+            case ("ready", _):
+                self._is_ready = True
+
+
+class Actors:
+    """A company of actors; leaving the block ends them all, in order after success, by SIGKILL after an error.
+
+    Args:
+        start_method: "fork", "forkserver", "spawn", "exec"; None: multiprocessing's default. In a daemonic worker
+            it is always "exec", as a daemonic process may have no children through multiprocessing.
+        environment: variables the actors get; None removes one.
+        timeout_s: seconds a wait for an actor takes at most, unless it says otherwise.
+    """
+
+    def __init__(
+        self, start_method: str | None = None, *, environment: dict[str, str | None] | None = None,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> None:
+        self.start_method = usable_start_method(start_method)
+        self.timeout_s = timeout_s
+        self._environment = dict(environment or {})
+        for name, value in os.environ.items():
+            if name.startswith("SHAREDSOCK_"):
+                self._environment.setdefault(name, value)
+        self._all: dict[str, Actor] = {}
+        # An interpreter that exits joins its children: without this it would wait for actors that wait for it.
+        self._at_exit = multiprocessing.util.Finalize(self, _kill_all, args=(self._all,), exitpriority=100)
+
+    def __enter__(self) -> Actors:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._at_exit()
+
+    def __iter__(self) -> Iterator[Actor]:
+        return iter(tuple(self._all.values()))
+
+    def __getitem__(self, name: str) -> Actor:
+        return self._all[name]
+
+    def start(self, *names: str) -> tuple[Actor, ...]:
+        """Start actors by name, all at once; return when each of them takes commands."""
+        for name in names:
+            if name in self._all:
+                raise ValueError(f"there is an actor {name!r} already")
+            self._all[name] = Actor(name, self.start_method, self._environment, self.timeout_s)
+        started = tuple(self._all[name] for name in names)
+        for actor in started:
+            actor.wait_ready()
+        return started
+
+    def share(self, shared: ss.SharedSocket, *to: Actor, count: int = 2, on: str = "socket") -> tuple[Actor, ...]:
+        """Hand a socket of this process to actors, by a ticket for each; without `to`, to `count` new ones."""
+        if not to:
+            taken = len(self._all)
+            to = self.start(*(f"actor-{taken + place + 1}" for place in range(count)))
+        for actor in to:
+            actor.do("take", shared.share(actor.pid), on=on)
+        return to
+
+    def close(self) -> None:
+        """End all actors; those that are gone are no error, those that had to be killed are.
+
+        Raises:
+            ActorDied: an actor did not end when it was told to, or ended with an error; all are gone all the same.
+        """
+        failures = []
+        for actor in self:
+            if not actor.is_alive:
+                actor.kill()  # dead already: takes its exit status
+                continue
+            try:
+                actor.exit()
+            except ActorDied as error:
+                failures.append(error)
+        self._at_exit()
+        if failures:
+            raise failures[0]
+
+
+def _kill_all(actors: dict[str, Actor]) -> None:
+    for actor in actors.values():
+        actor.kill()
