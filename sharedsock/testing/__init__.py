@@ -4,8 +4,9 @@ An *actor* is a real process with named threads that do what they are told; *cho
 a fact instead of a delay; *faults* make an actor fail at a named point; *outcomes* are values to compare with.
 """
 
-from sharedsock.testing.actors import Actor, ActorDied, Actors, ActorThread, ActorTimeout, Event, Pending
+from sharedsock.testing.actors import Actor, ActorDied, ActorThread, ActorTimeout, Event, Pending
 from sharedsock.testing.choreography import Barrier, in_order
+from sharedsock.testing.company import Actors
 from sharedsock.testing.faults import Fault, Kill, Raise
 from sharedsock.testing.outcomes import Aborted, Accepted, ActorRaised, Outcome, Raised, Received, Returned
 

@@ -62,7 +62,7 @@ class _Worker(threading.Thread):
             number, code, body = self.commands.get()
             began_s = monotonic()
             try:
-                arguments, keywords = pickle.loads(body)  # noqa: S301  # from our own controller
+                arguments, keywords = pickle.loads(body)  # from our own controller
                 outcome = COMMANDS[code](self._actor.has, *arguments, **keywords)
             except (Exception, SystemExit) as error:  # every failure is the command's outcome; the thread lives on
                 outcome = from_error(error)
@@ -202,4 +202,4 @@ def serve_inherited(number: int) -> None:
         pipe.setblocking(True)
         head = pipe.recv(4, socket.MSG_WAITALL)
         body = pipe.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)
-        serve(pipe, pickle.loads(body)[0])  # noqa: S301  # from our own controller
+        serve(pipe, pickle.loads(body)[0])  # from our own controller

@@ -1,45 +1,34 @@
-"""Actors: real processes with named threads that do what a test tells them, one command at a time.
+"""One actor as its controller sees it: threads to give commands to, points to hold, a process to end.
 
-A test owns a company of `Actors`. Each actor is one process, reached over a pipe of its own; each of its threads
-carries out one command after the other, and a command given returns a pending result at once:
-
-    with Actors() as actors:
-        a, b = actors.share(connected)
-        reading = b.thread("reader").recv(16)
-        b.wait_until_blocked("reader")
-        b.close()
-        assert reading.outcome() == Aborted(10004)
-
-The controller has no thread of its own for this: whatever waits reads the pipe meanwhile. One thread at a time
-uses a company. Actors end with their controller, however it ends, and with their company, however that ends.
+Each actor is reached over a pipe of its own; each of its threads carries out one command after the other, and a
+command given returns a pending result at once. The controller has no thread of its own for this: whatever waits
+reads the pipe meanwhile, and one thread at a time uses an actor. `company` starts actors and ends them.
 """
 
 from __future__ import annotations
 
 import itertools
-import multiprocessing.util
 import os
 import pickle
 import signal
 import socket
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sharedsock.testing import choreography
 from sharedsock.testing.faults import Fault, Hold, Kill, Raise
 from sharedsock.testing.frames import Reader, encode, wait_readable
-from sharedsock.testing.launch import Running, launch, usable_start_method
+from sharedsock.testing.launch import Running, launch
+from sharedsock.testing.observation import thread_facts
 from sharedsock.testing.outcomes import Outcome, describe_exit, value_of
 
 if TYPE_CHECKING:
-    import sharedsock as ss
     from sharedsock.testing.observation import ThreadFacts
 
-__all__ = ["Actor", "ActorDied", "ActorThread", "ActorTimeout", "Actors", "Event", "Pending"]
+__all__ = ["Actor", "ActorDied", "ActorThread", "ActorTimeout", "Event", "Pending"]
 
 _TIMEOUT_S: Final = 10.0
 _END_S: Final = 3.0
@@ -268,8 +257,13 @@ class Actor:
         return self.arm(Fault(point, Kill(), thread, kind, nth))
 
     def raise_at(
-        self, point: str, error: int | type[BaseException], thread: str | None = None, nth: int = 1,
-        *, kind: str | None = None,
+        self,
+        point: str,
+        error: int | type[BaseException],
+        thread: str | None = None,
+        nth: int = 1,
+        *,
+        kind: str | None = None,
     ) -> int:
         """Have an errno or an exception raised at a probe point; returns a number for `disarm`."""
         return self.arm(Fault(point, Raise(error), thread, kind, nth))
@@ -325,7 +319,7 @@ class Actor:
         """SIGSTOP the process; returns once every one of its threads has stopped."""
         self._process.signal(signal.SIGSTOP)
         deadline_s = monotonic() + self.timeout_s
-        while any(choreography.thread_facts(self.pid, tid).state != "T" for tid in self._tids.values()):
+        while any(thread_facts(self.pid, tid).state != "T" for tid in self._tids.values()):
             self.pump(monotonic() + 0.001)
             if monotonic() > deadline_s:
                 raise ActorTimeout(f"actor {self.name} did not stop")
@@ -444,89 +438,3 @@ class Actor:
                 self._tids[thread] = tid
             case ("ready", _):
                 self._is_ready = True
-
-
-class Actors:
-    """A company of actors; leaving the block ends them all, in order after success, by SIGKILL after an error.
-
-    Args:
-        start_method: "fork", "forkserver", "spawn", "exec"; None: multiprocessing's default. In a daemonic worker
-            it is always "exec", as a daemonic process may have no children through multiprocessing.
-        environment: variables the actors get; None removes one.
-        timeout_s: seconds a wait for an actor takes at most, unless it says otherwise.
-    """
-
-    def __init__(
-        self, start_method: str | None = None, *, environment: dict[str, str | None] | None = None,
-        timeout_s: float = _TIMEOUT_S,
-    ) -> None:
-        self.start_method = usable_start_method(start_method)
-        self.timeout_s = timeout_s
-        self._environment = dict(environment or {})
-        for name, value in os.environ.items():
-            if name.startswith("SHAREDSOCK_"):
-                self._environment.setdefault(name, value)
-        self._all: dict[str, Actor] = {}
-        # An interpreter that exits joins its children: without this it would wait for actors that wait for it.
-        self._at_exit = multiprocessing.util.Finalize(self, _kill_all, args=(self._all,), exitpriority=100)
-
-    def __enter__(self) -> Actors:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._at_exit()
-
-    def __iter__(self) -> Iterator[Actor]:
-        return iter(tuple(self._all.values()))
-
-    def __getitem__(self, name: str) -> Actor:
-        return self._all[name]
-
-    def start(self, *names: str) -> tuple[Actor, ...]:
-        """Start actors by name, all at once; return when each of them takes commands."""
-        for name in names:
-            if name in self._all:
-                raise ValueError(f"there is an actor {name!r} already")
-            self._all[name] = Actor(name, self.start_method, self._environment, self.timeout_s)
-        started = tuple(self._all[name] for name in names)
-        for actor in started:
-            actor.wait_ready()
-        return started
-
-    def share(self, shared: ss.SharedSocket, *to: Actor, count: int = 2, on: str = "socket") -> tuple[Actor, ...]:
-        """Hand a socket of this process to actors, by a ticket for each; without `to`, to `count` new ones."""
-        if not to:
-            taken = len(self._all)
-            to = self.start(*(f"actor-{taken + place + 1}" for place in range(count)))
-        for actor in to:
-            actor.do("take", shared.share(actor.pid), on=on)
-        return to
-
-    def close(self) -> None:
-        """End all actors; those that are gone are no error, those that had to be killed are.
-
-        Raises:
-            ActorDied: an actor did not end when it was told to, or ended with an error; all are gone all the same.
-        """
-        failures = []
-        for actor in self:
-            if not actor.is_alive:
-                actor.kill()  # dead already: takes its exit status
-                continue
-            try:
-                actor.exit()
-            except ActorDied as error:
-                failures.append(error)
-        self._at_exit()
-        if failures:
-            raise failures[0]
-
-
-def _kill_all(actors: dict[str, Actor]) -> None:
-    for actor in actors.values():
-        actor.kill()

@@ -48,6 +48,7 @@ class Barrier:
         Raises:
             ActorTimeout: nobody came in time; it carries the actor's stacks.
         """
+
         def come() -> list[Reached]:
             return [one for one in self.reached if thread in (None, one[0])]
 
@@ -93,7 +94,7 @@ def wait_until_asleep(actor: Actor, thread: str, timeout_s: float | None = None)
     return facts
 
 
-class in_order:  # noqa: N801  # reads as a statement: with in_order((a, "op.ready"), (b, "close.marked")) as order:
+class in_order:  # reads as a statement: with in_order((a, "op.ready"), (b, "close.marked")) as order:
     """Have points passed in the order given: each thread is held at its point until all before it have gone on.
 
     Every point is armed on entry; trigger the calls inside the block, `order.run()` lets them through one by one.

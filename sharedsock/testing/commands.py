@@ -73,8 +73,14 @@ def call_with(has: Belongings, function: Callable[..., Any], *arguments: Any, **
 
 
 @command
-def listen(has: Belongings, on: str, address: Any = _ANY_PORT, backlog: int = 128, plain: bool = False,
-           receive_buffer: int | None = None) -> Outcome:
+def listen(
+    has: Belongings,
+    on: str,
+    address: Any = _ANY_PORT,
+    backlog: int = 128,
+    plain: bool = False,
+    receive_buffer: int | None = None,
+) -> Outcome:
     """Open a listening TCP socket; return its address."""
     made: socket.socket = (socket.socket if plain else ss.SharedSocket)(socket.AF_INET, socket.SOCK_STREAM)
     has.sockets[on] = made
@@ -146,25 +152,29 @@ def send(has: Belongings, data: bytes, on: str = "socket") -> Outcome:
 @command
 def sendall(has: Belongings, data: bytes, on: str = "socket") -> Outcome:
     """Send all of it."""
-    return Returned(has[on].sendall(data))
+    has[on].sendall(data)
+    return Returned()
 
 
 @command
 def shutdown(has: Belongings, how: int, on: str = "socket") -> Outcome:
     """Shut down; every sharer feels it."""
-    return Returned(has[on].shutdown(how))
+    has[on].shutdown(how)
+    return Returned()
 
 
 @command
 def close(has: Belongings, on: str = "socket") -> Outcome:
     """Close; the name stays, so that later use can be tried."""
-    return Returned(has[on].close())
+    has[on].close()
+    return Returned()
 
 
 @command
 def abort(has: Belongings, on: str = "socket") -> Outcome:
     """Close at once, even while a makefile() object would defer it."""
-    return Returned(has.shared(on).abort())
+    has.shared(on).abort()
+    return Returned()
 
 
 @command
@@ -217,13 +227,15 @@ def facts(has: Belongings, on: str = "socket") -> Outcome:
 @command
 def set_linger(has: Belongings, is_on: bool, linger_s: int, on: str = "socket") -> Outcome:
     """Set SO_LINGER on the underlying socket, for whoever closes it last."""
-    return Returned(has[on].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_on, linger_s)))
+    has[on].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", is_on, linger_s))
+    return Returned()
 
 
 @command
 def set_timeout(has: Belongings, timeout_s: float | None, on: str = "socket") -> Outcome:
     """Set the timeout of this descriptor."""
-    return Returned(has[on].settimeout(timeout_s))
+    has[on].settimeout(timeout_s)
+    return Returned()
 
 
 @command

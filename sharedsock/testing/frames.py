@@ -60,7 +60,7 @@ class Reader:
             end = _LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            frames.append(pickle.loads(bytes(self._buffer[_LENGTH.size : end])))  # noqa: S301  # our own process
+            frames.append(pickle.loads(bytes(self._buffer[_LENGTH.size : end])))  # our own process
             del self._buffer[:end]
         return frames
 

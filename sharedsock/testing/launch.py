@@ -136,7 +136,7 @@ def usable_start_method(wanted: str | None) -> str:
 def launch(
     name: str, ours: socket.socket, theirs: socket.socket, method: str, environment: dict[str, str | None]
 ) -> Running:
-    """Start the process of an actor; `theirs` is its end of the control pipe, which the caller closes here afterwards."""
+    """Start the process of an actor; `theirs` is its end of the pipe, which the caller closes here afterwards."""
     # The kernel's "die with your parent" means the thread that started us; a fork server has only one.
     has_lasting_parent = threading.current_thread() is threading.main_thread()
     parent = os.getpid() if has_lasting_parent and method != "forkserver" else None

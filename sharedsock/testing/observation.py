@@ -12,10 +12,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["ThreadFacts", "TcpFacts", "children", "files", "socket_inodes", "tcp_sockets", "thread_facts", "threads"]
+__all__ = ["TcpFacts", "ThreadFacts", "children", "files", "socket_inodes", "tcp_sockets", "thread_facts", "threads"]
 
-_ON_X86: Final = {7: "poll", 23: "select", 45: "recvfrom", 202: "futex", 232: "epoll_wait", 270: "pselect6",
-                  271: "ppoll", 281: "epoll_pwait", 441: "epoll_pwait2"}
+_ON_X86: Final = {
+    7: "poll",
+    23: "select",
+    45: "recvfrom",
+    202: "futex",
+    232: "epoll_wait",
+    270: "pselect6",
+    271: "ppoll",
+    281: "epoll_pwait",
+    441: "epoll_pwait2",
+}
 _GENERIC: Final = {22: "epoll_pwait", 72: "pselect6", 73: "ppoll", 98: "futex", 207: "recvfrom", 441: "epoll_pwait2"}
 _NAMES: Final = _ON_X86 if platform.machine() == "x86_64" else _GENERIC
 WAITS: Final = frozenset({"poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2"})
@@ -138,6 +147,14 @@ def tcp_sockets() -> tuple[TcpFacts, ...]:
         fields = line.split()
         local, remote, state, queues = fields[1:5]
         unsent, _, unread = queues.partition(":")
-        ports = (int(end.partition(":")[2], 16) for end in (local, remote))
-        found.append(TcpFacts(*ports, int(state, 16), int(unsent, 16), int(unread, 16), int(fields[9])))
+        found.append(
+            TcpFacts(
+                local_port=int(local.partition(":")[2], 16),
+                remote_port=int(remote.partition(":")[2], 16),
+                state=int(state, 16),
+                unsent_bytes=int(unsent, 16),
+                unread_bytes=int(unread, 16),
+                inode=int(fields[9]),
+            )
+        )
     return tuple(found)
