@@ -1,0 +1,70 @@
+"""Sockets that real processes share and close as Winsock does, on POSIX.
+
+A close ends this process's pending operations and makes later use fail; the underlying socket lives until the last
+process has closed it; only then does linger decide how it ends.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.platform == "win32":
+    raise ImportError("sharedsock brings Winsock's close contract to POSIX; on Windows, socket.share() is native")
+
+from sharedsock.model.errors import (
+    ForkedDescriptor,
+    InternalError,
+    NotASocket,
+    OperationAborted,
+    RegistryGone,
+    SharedSocketError,
+    TicketAlreadyClaimed,
+    TicketError,
+    TicketExpired,
+    TicketInvalid,
+    TicketLimit,
+)
+from sharedsock.model.identity import DescriptorId, Holder, PendingOperation, Statistics
+from sharedsock.registry.connect import Registry, connect_registry
+from sharedsock.sharedsocket import (
+    SharedSocket,
+    Ticket,
+    adopt,
+    create_connection,
+    create_server,
+    fromshare,
+    revoke,
+    socketpair,
+    statistics,
+)
+
+__all__ = [
+    "DescriptorId",
+    "ForkedDescriptor",
+    "Holder",
+    "InternalError",
+    "NotASocket",
+    "OperationAborted",
+    "PendingOperation",
+    "Registry",
+    "RegistryGone",
+    "SharedSocket",
+    "SharedSocketError",
+    "Statistics",
+    "Ticket",
+    "TicketAlreadyClaimed",
+    "TicketError",
+    "TicketExpired",
+    "TicketInvalid",
+    "TicketLimit",
+    "adopt",
+    "connect_registry",
+    "create_connection",
+    "create_server",
+    "fromshare",
+    "revoke",
+    "socketpair",
+    "statistics",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,157 @@
+"""One descriptor: this process's handle on a socket, with its kernel socket and its reference in a registry.
+
+A descriptor that was never shared has no registry: `client` is None, and what all sharers would have in common is
+kept here. From its first `share()` on, the common state lives with the registry's record of the socket. The kernel
+socket is swapped for a `ClosedKernel` once, at close or at a fork; that swap is what makes later use fail.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import sys
+import threading
+from time import time
+from typing import TYPE_CHECKING, Final
+
+from sharedsock.kernel import sockets, system
+from sharedsock.model.errors import ForkedDescriptor, NotASocket
+from sharedsock.model.identity import DescriptorFacts, DescriptorId, SocketFacts, SocketId
+from sharedsock.registry.page import CommonState
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from sharedsock.kernel.sockets import ClosedKernel, KernelSocket
+    from sharedsock.registry.client import Client
+
+__all__ = ["Descriptor", "calling_place"]
+
+# Frames of these are not where a user opened or closed something: this package, and the stdlib's own socket module.
+_OURS: Final = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, str(socket.__file__))
+_next_id: Final = itertools.count(1)
+
+
+def _calling_frame() -> tuple[str, int, str]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        frame = frame.f_back
+    if frame is None:
+        return ("", 0, "")
+    return (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
+def calling_place() -> str:
+    """Return "file:line in function" of the innermost caller outside this package."""
+    return "{}:{} in {}".format(*_calling_frame())
+
+
+class Descriptor:
+    """One process's handle on a socket.
+
+    Attributes:
+        id: its number, never given out twice in this process.
+        kernel: the kernel socket; a `ClosedKernel` once closed.
+        timeout_s: seconds; None blocks, 0 never waits. Per descriptor, whatever other sharers chose.
+        client: the channel to the registry that counts the socket, None while it was never shared.
+        slot: the socket's place in that registry's common page.
+        local: the common state of a socket that was never shared.
+        local_only: False once a ticket or a second descriptor has been made.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_place",
+        "client",
+        "close_once",
+        "share_lock",
+        "family",
+        "id",
+        "kernel",
+        "local",
+        "opened_s",
+        "protocol",
+        "slot",
+        "socket_id",
+        "timeout_s",
+        "type",
+    )
+
+    kernel: KernelSocket
+
+    def __init__(self, kernel: KernelSocket) -> None:
+        self.id = DescriptorId(next(_next_id))
+        self.kernel = kernel
+        self.family = kernel.family
+        self.type = kernel.type
+        self.protocol = kernel.proto
+        self.timeout_s: float | None = socket.getdefaulttimeout()
+        self.client: Client | None = None
+        self.slot = -1
+        self.socket_id: SocketId | None = None
+        self.local = _PRISTINE
+        self.close_once = threading.Lock()
+        self.share_lock = threading.RLock()
+        self.opened_s = time()
+        self._place = _calling_frame()
+
+    @property
+    def opened_at(self) -> str:
+        """The place of user code that opened it, "file:line in function"."""
+        return "{}:{} in {}".format(*self._place)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this process has closed it, or is closing it."""
+        return self.kernel.aborted is not None
+
+    def facts(self) -> DescriptorFacts:
+        """Return what a registry is told about this descriptor."""
+        return DescriptorFacts(self.id, self.opened_at, self.opened_s)
+
+    def socket_facts(self) -> SocketFacts:
+        """Return what a registry is told about the socket, read from the kernel."""
+        if self.socket_id is None:
+            self.socket_id = SocketId(system.socket_cookie(self.kernel.number))
+        return SocketFacts(self.socket_id, self.family, self.type, self.protocol)
+
+    def swap_for_closed(self, closed_by: str) -> KernelSocket:
+        """Make every later use fail with `NotASocket`; return the kernel socket that was there."""
+        kernel = self.kernel
+        identity, place = self.id, self.opened_at
+
+        def refuse() -> OSError:
+            return NotASocket(
+                f"descriptor {identity} of process {os.getpid()}, opened at {place}, was closed by {closed_by}; "
+                "open or redeem another one",
+                descriptor=identity,
+                closed_by=closed_by,
+            )
+
+        self._install(sockets.ClosedKernel(refuse, closed_by))
+        return kernel
+
+    def swap_for_forked(self) -> None:
+        """In a forked child: make every use fail with `ForkedDescriptor`."""
+        identity, place, parent = self.id, self.opened_at, os.getppid()
+
+        def refuse() -> OSError:
+            return ForkedDescriptor(
+                f"descriptor {identity}, opened at {place}, belongs to the parent process {parent}; "
+                "a forked child owns nothing: pass it in Process(args=...), or share() it",
+                descriptor=identity,
+            )
+
+        if self.kernel.aborted is None:
+            self._install(sockets.ClosedKernel(refuse, f"fork of process {parent}"))
+        self.client = None
+        self.close_once = threading.Lock()
+        self.share_lock = threading.RLock()
+
+    def _install(self, closed: ClosedKernel) -> None:
+        # A ClosedKernel answers every attribute a KernelSocket has by raising: the type checker need not know two.
+        self.kernel = closed  # type: ignore[assignment]
+
+
+_PRISTINE: Final = CommonState()

@@ -1,0 +1,158 @@
+"""Sockets among the arguments of a new process: the seam is the launch step of multiprocessing's start methods.
+
+spawn and forkserver pickle the arguments while they launch: each SharedSocket among them becomes a claim-once ticket,
+and as soon as the child's pid is known the ticket is tied to it, so it has no clock and goes with the child. fork
+pickles nothing: here one ticket per SharedSocket reachable from the process object is issued before the fork and
+redeemed, into the same objects, before the child runs a line of the user's. If the launch fails, every ticket is
+taken back. A raw os.fork passes nothing on.
+
+Keeps I2: exactly one new reference per socket and child, or none.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+import traceback
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final, Protocol
+
+from sharedsock.descriptors import sharing
+from sharedsock.descriptors.descriptor import Descriptor
+from sharedsock.model.errors import RegistryGone, TicketError
+
+__all__ = ["install"]
+
+# A process object that reaches more than this is searched no further: sockets sit near its arguments.
+_SEARCH_LIMIT: Final = 100_000
+_CONTAINERS: Final = (list, tuple, set, frozenset, deque)
+_OPAQUE: Final = (str, bytes, bytearray, int, float, complex, bool, type(None), type, types.ModuleType, threading.Thread)
+
+_install_lock: Final = threading.Lock()
+_installed = False
+
+
+class _Face(Protocol):
+    _descriptor: Descriptor
+
+
+def install(face: type) -> None:
+    """Put the seam into multiprocessing, once per process.
+
+    Args:
+        face: the class whose instances are handed over; they keep a `Descriptor` in `_descriptor`.
+    """
+    global _installed
+    if _installed:
+        return
+    with _install_lock:
+        if _installed:
+            return
+        from multiprocessing import popen_fork
+
+        popen_fork.Popen._launch = _wrap_fork(popen_fork.Popen._launch, face)  # type: ignore[method-assign]
+        for name in ("popen_spawn_posix", "popen_forkserver"):
+            with suppress(ImportError):
+                module = __import__(f"multiprocessing.{name}", fromlist=["Popen"])
+                module.Popen._launch = _wrap_pickled(module.Popen._launch)
+        _installed = True
+
+
+def _wrap_pickled(launch: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    @functools.wraps(launch)
+    def launch_and_bind(popen: Any, process: Any) -> None:
+        tickets: list[bytes] = []
+        try:
+            with sharing.minting(tickets):
+                launch(popen, process)
+        except BaseException:
+            _take_back(tickets)
+            raise
+        _bind(tickets, popen.pid)
+
+    return launch_and_bind
+
+
+def _wrap_fork(launch: Callable[[Any, Any], None], face: type) -> Callable[[Any, Any], None]:
+    @functools.wraps(launch)
+    def launch_with_tickets(popen: Any, process: Any) -> None:
+        tickets: list[tuple[_Face, bytes]] = []
+        try:
+            for shared in _reachable(process, face):
+                if not shared._descriptor.is_closed:
+                    tickets.append((shared, sharing.mint(shared._descriptor)))
+            if tickets:
+                process._bootstrap = functools.partial(_redeem_and_run, process, tickets)
+            try:
+                launch(popen, process)
+            finally:
+                process.__dict__.pop("_bootstrap", None)
+        except BaseException:
+            _take_back([info for _, info in tickets])
+            raise
+        _bind([info for _, info in tickets], popen.pid)
+
+    return launch_with_tickets
+
+
+def _redeem_and_run(process: Any, tickets: list[tuple[_Face, bytes]], *arguments: Any, **options: Any) -> int:
+    """In the forked child: put descriptors of its own into the sockets it was given, then run it."""
+    process.__dict__.pop("_bootstrap", None)
+    try:
+        for shared, info in tickets:
+            shared._descriptor = sharing.redeem(info)
+    except OSError:
+        # multiprocessing ends the child without a word when its bootstrap raises.
+        traceback.print_exc()
+        sys.stderr.flush()
+        return 1
+    return int(process._bootstrap(*arguments, **options))
+
+
+def _take_back(tickets: list[bytes]) -> None:
+    for info in tickets:
+        with suppress(RegistryGone, TicketError):
+            sharing.revoke(info)
+
+
+def _bind(tickets: list[bytes], pid: int) -> None:
+    for info in tickets:
+        with suppress(RegistryGone, TicketError):  # claimed and closed already, or nobody left to ask: it expires
+            sharing.bind(info, pid)
+
+
+def _reachable(process: Any, face: type) -> Iterator[Any]:
+    """Yield each shared socket reachable from a process object: arguments, attributes, closures; each once."""
+    seen: set[int] = set()
+    todo: deque[Any] = deque(vars(process).values())
+    while todo and len(seen) < _SEARCH_LIMIT:
+        value = todo.popleft()
+        if isinstance(value, _OPAQUE) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, face):
+            yield value
+        elif isinstance(value, _CONTAINERS):
+            todo.extend(value)
+        elif isinstance(value, dict):
+            todo.extend(value.keys())
+            todo.extend(value.values())
+        elif isinstance(value, functools.partial):
+            todo.extend((value.func, value.args, value.keywords))
+        elif isinstance(value, types.MethodType):
+            todo.extend((value.__self__, value.__func__))
+        elif isinstance(value, types.FunctionType):
+            todo.extend((value.__defaults__, value.__kwdefaults__))
+            todo.extend(_cell_contents(value))
+        elif hasattr(value, "__dict__"):
+            todo.append(vars(value))
+
+
+def _cell_contents(function: types.FunctionType) -> Iterator[Any]:
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # the cell is empty yet
+            yield cell.cell_contents

@@ -1,0 +1,113 @@
+"""How the last close ends a connection: graceful, hard, or waiting first. Acts on the kept file, never before the last.
+
+The choice is the close table's (`model/linger.py`); this file knows how Linux carries it out:
+- DONTLINGER: close() alone sends what is queued and then FIN, unless input is unread: then it resets, and the peer may
+  lose what was queued. So: shut down for sending, drain what has come, within a bound (rule 13). Only then: somebody
+  outside our count may still use the socket.
+- LINGER(0): a reset, made by connect(AF_UNSPEC) where others may hold the file still (a closer that hangs).
+- LINGER(t): wait until the peer has acknowledged everything, then close; at t, reset. The kernel's own linger would go
+  on sending after t, so it is never used.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+from contextlib import suppress
+from time import monotonic
+from typing import Final
+
+from sharedsock.kernel import system
+from sharedsock.model.linger import CloseAction, close_action
+
+__all__ = ["DRAIN_BOUND_S", "end", "has_unsent", "is_tcp"]
+
+DRAIN_BOUND_S: Final = 0.2
+_LINGER: Final = struct.Struct("ii")
+_CHUNK: Final = 1 << 16
+# Nothing in the kernel tells "all acknowledged" but asking: short intervals at first, then longer ones.
+_FIRST_ASK_S: Final = 0.0005
+_LAST_ASK_S: Final = 0.02
+
+
+def is_tcp(family: int, type: int) -> bool:  # noqa: A002  # as in socket.socket
+    """Whether SIOCOUTQ counts unacknowledged bytes and SO_LINGER means anything: AF_UNIX ignores both."""
+    return type == socket.SOCK_STREAM and family in (socket.AF_INET, socket.AF_INET6)
+
+
+def has_unsent(number: int, family: int, type: int) -> bool:  # noqa: A002  # as in socket.socket
+    """Whether bytes are queued that the peer has not acknowledged."""
+    try:
+        return is_tcp(family, type) and system.unsent_bytes(number) > 0
+    except OSError:  # EINVAL: a listener queues nothing
+        return False
+
+
+def end(number: int, family: int, type: int, linger_s: int | None, *, others_may_hold: bool) -> None:  # noqa: A002
+    """Carry out the last close on the kept file, up to its close(), which the caller makes.
+
+    Args:
+        number: the kept file.
+        linger_s: seconds, 0 for a reset, None for DONTLINGER.
+        others_may_hold: a file outside our sight may still refer to the socket.
+    """
+    view = socket.socket(family, type, fileno=number)
+    try:
+        unsent = has_unsent(number, family, type)
+        action = close_action(linger_s, is_blocking=True, has_unsent=unsent)
+        if action is CloseAction.RESET and is_tcp(family, type):
+            _reset(view, others_may_hold)
+        elif action is CloseAction.WAIT:
+            assert linger_s is not None
+            if not _wait_acknowledged(view, monotonic() + linger_s):
+                _reset(view, others_may_hold)
+        elif type == socket.SOCK_STREAM:
+            _drain_unread(view, unsent)
+    finally:
+        view.detach()
+
+
+def _reset(view: socket.socket, others_may_hold: bool) -> None:
+    view.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(1, 0))
+    if others_may_hold:
+        system.reset_connection(view.fileno())
+
+
+def _wait_acknowledged(view: socket.socket, deadline: float) -> bool:
+    """Wait until the peer's transport has every byte (LINGER-8: not its application); False when time is over first."""
+    with suppress(OSError):  # ENOTCONN: reset meanwhile; nothing is left to send
+        view.shutdown(socket.SHUT_WR)
+    interval_s = _FIRST_ASK_S
+    poll = select.poll()
+    poll.register(view.fileno(), 0)  # only errors and hang-ups: a reset ends the wait
+    while system.unsent_bytes(view.fileno()) > 1:  # SIOCOUTQ counts our queued FIN as one
+        left_s = deadline - monotonic()
+        if left_s <= 0:
+            return False
+        if poll.poll(min(interval_s, left_s) * 1000):
+            return True
+        interval_s = min(interval_s * 2, _LAST_ASK_S)
+    return True
+
+
+def _drain_unread(view: socket.socket, unsent: bool) -> None:
+    """Take in what the peer has sent and nobody has read, so that close() does not reset the connection."""
+    try:
+        if system.unread_bytes(view.fileno()) == 0:
+            return
+        view.shutdown(socket.SHUT_WR)
+        deadline = monotonic() + DRAIN_BOUND_S
+        poll = select.poll()
+        poll.register(view.fileno(), select.POLLIN)
+        while (left_s := deadline - monotonic()) > 0:
+            try:
+                if not view.recv(_CHUNK, system.DONTWAIT):
+                    return
+            except BlockingIOError:
+                # Quiet, and our bytes are with the peer: close() will not reset. Else a late byte could still cut them.
+                if not unsent or system.unsent_bytes(view.fileno()) <= 1:
+                    return
+                poll.poll(left_s * 1000)
+    except OSError:  # not connected, a listener, or reset already: nothing to save
+        return

@@ -1,0 +1,116 @@
+"""This process's descriptor table: who is open here, and what a fork does to all of them.
+
+A forked child owns nothing (rule 11): before anything else runs there, every inherited number is closed and every
+descriptor of the parent answers `ForkedDescriptor`. Around the fork the locks that guard openings and the registry
+channels are held, so that the child finds no half-made thing. A fork that ran no hooks is noticed by the page the
+kernel wipes (`kernel.numbers`), and treated the same way at the first call.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING
+
+from sharedsock.kernel import numbers, operations, sockets, waiting
+from sharedsock.model import trace
+from sharedsock.model.identity import Holder, Statistics
+from sharedsock.registry import connect
+
+if TYPE_CHECKING:
+    from sharedsock.descriptors.descriptor import Descriptor
+    from sharedsock.model.identity import DescriptorId
+    from sharedsock.registry.client import Client
+
+__all__ = ["abandon", "enter", "flush_abandoned", "leave", "note_fork", "open_descriptors", "own_holder", "statistics"]
+
+_open: weakref.WeakValueDictionary[DescriptorId, Descriptor] = weakref.WeakValueDictionary()
+# References of descriptors that were collected without close: the collector makes no registry call (F-114),
+# the next call that talks to a registry anyway gives them back.
+_abandoned: deque[tuple[Client, DescriptorId]] = deque()
+
+
+def enter(descriptor: Descriptor) -> Descriptor:
+    """Enter an opened descriptor; return it."""
+    _open[descriptor.id] = descriptor
+    return descriptor
+
+
+def leave(descriptor: Descriptor) -> None:
+    """Take a closed descriptor out."""
+    _open.pop(descriptor.id, None)
+
+
+def open_descriptors() -> list[Descriptor]:
+    """Return the descriptors open in this process now."""
+    return [descriptor for descriptor in _open.values() if not descriptor.is_closed]
+
+
+def abandon(client: Client, descriptor: DescriptorId) -> None:
+    """Leave a reference to be given back by the next registry call; safe while the collector runs."""
+    _abandoned.append((client, descriptor))
+
+
+def flush_abandoned() -> None:
+    """Give back the references of descriptors that were collected without close."""
+    while _abandoned:
+        try:
+            client, descriptor = _abandoned.popleft()
+        except IndexError:  # another thread was faster
+            return
+        client.begin_close(descriptor)
+        client.end_close(descriptor)
+
+
+def statistics() -> Statistics:
+    """Count what this process has: open descriptors, shared ones, pending operations, numbers on their way out."""
+    descriptors = open_descriptors()
+    return Statistics(
+        descriptors=len(descriptors),
+        shared=sum(descriptor.client is not None for descriptor in descriptors),
+        pending=sum(len(operations.pending(descriptor.kernel)) for descriptor in descriptors),
+        retiring=sockets.retiring(),
+    )
+
+
+def own_holder(descriptor: Descriptor) -> Holder:
+    """Return the one holder of a socket that was never shared: this process."""
+    name = process_name()
+    return Holder(os.getpid(), name, descriptor.id, "descriptor", descriptor.opened_at, descriptor.opened_s)
+
+
+def note_fork() -> None:
+    """Drop what a fork without hooks has left behind, if this is such a child; cheap where it is not."""
+    if numbers.is_forked():
+        _after_in_child()
+
+
+def _before() -> None:
+    if trace.hook is not None:
+        trace.hit("fork.before")
+    connect.fork_lock_acquire()
+    numbers.gate.acquire()
+
+
+def _after_in_parent() -> None:
+    numbers.gate.release()
+    connect.fork_lock_release()
+    if trace.hook is not None:
+        trace.hit("fork.parent")
+
+
+def _after_in_child() -> None:
+    numbers.drop_inherited()
+    waiting.renew_lock()
+    sockets.forget_retiring()
+    connect.after_fork_in_child()
+    _abandoned.clear()
+    for descriptor in list(_open.values()):
+        descriptor.swap_for_forked()
+    _open.clear()
+    if trace.hook is not None:
+        trace.hit("fork.child")
+
+
+os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -1,0 +1,244 @@
+"""Receiving and accepting through a descriptor when the fast path did not do: waits, kept results, verdicts.
+
+Both faces call these; a face's own method is one frame and one system call while data is ready.
+Keeps I1: what an interrupted call had taken comes out of the next call of its kind.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from contextlib import suppress
+from itertools import starmap
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+from sharedsock.descriptors import options, table
+from sharedsock.kernel import numbers, operations, sockets
+from sharedsock.kernel.operations import READ, WRITE
+from sharedsock.kernel.waker import Waker
+from sharedsock.model.errors import NotASocket, OperationAborted, SharedSocketError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sharedsock.descriptors.descriptor import Descriptor
+    from sharedsock.kernel.sockets import KernelSocket
+
+__all__ = ["Kept", "accept", "connect", "receive", "require_kernel", "send", "send_all", "send_file", "settle"]
+
+_SENDFILE_BLOCK: Final = 1 << 30
+
+
+class Kept(NamedTuple):
+    """What an interrupted receive had taken: the bytes, and what came with them."""
+
+    data: bytes
+    address: Any = None
+    ancillary: tuple[Any, ...] = ()
+    flags: int = 0
+
+
+def require_kernel(descriptor: Descriptor) -> KernelSocket:
+    """Return the kernel socket of an open descriptor, after noticing a fork that ran no hooks.
+
+    Raises:
+        NotASocket: closed; ForkedDescriptor: the parent's.
+    """
+    if numbers.is_forked():
+        table.note_fork()
+    kernel = descriptor.kernel
+    if kernel.aborted is not None and isinstance(kernel, sockets.ClosedKernel):
+        kernel.raise_refusal()
+    return kernel
+
+
+def settle(descriptor: Descriptor, kernel: KernelSocket, error: OSError) -> OSError:
+    """Return the error a caller gets for what a kernel call raised."""
+    if isinstance(error, SharedSocketError):
+        return error
+    if error.errno == errno.EBADF and kernel.aborted is not None:
+        # A call between look-up and system call met the dead file.
+        return NotASocket(f"descriptor {descriptor.id} was closed by {kernel.aborted} while the call began")
+    if isinstance(error, TimeoutError) and error.errno is None:
+        error.winerror = 10060  # type: ignore[attr-defined]  # WSAETIMEDOUT
+        return error
+    return options.translate(descriptor, error)
+
+
+def receive(
+    descriptor: Descriptor,
+    kind: str,
+    method: str,
+    arguments: tuple[Any, ...],
+    keep: Callable[[Any], Kept],
+    give: Callable[[Kept], Any],
+    limit: int,
+    has_tried: bool = False,
+) -> Any:
+    """Receive, waiting as the descriptor's timeout says.
+
+    Args:
+        method: the C method of the kernel socket; its `arguments` have DONTWAIT in the flags.
+        keep, give: turn a result into what is kept, and what was kept into a result.
+        limit: the most bytes this call may return.
+        has_tried: the fast path has just met EAGAIN.
+
+    Raises:
+        OperationAborted, NotASocket, TimeoutError, OSError: as the faces document.
+    """
+    kernel = require_kernel(descriptor)
+    if kernel.kept:
+        kept = _take_kept(kernel, limit, is_stream=descriptor.type == socket.SOCK_STREAM)
+        if kept is not None:
+            return give(kept)
+    if options.common(descriptor).shut_receive and descriptor.type in options.STREAMS:
+        raise options.shut_receive_error(descriptor)
+    try:
+        return operations.perform(
+            kernel, kind, READ, descriptor.timeout_s, getattr(kernel, method), arguments, keep, has_tried
+        )
+    except OSError as error:
+        raise settle(descriptor, kernel, error) from error.__cause__
+
+
+def _take_kept(kernel: KernelSocket, limit: int, *, is_stream: bool) -> Kept | None:
+    """Return what an interrupted receive had taken, at most `limit` bytes of it; a stream keeps the rest."""
+    try:
+        kept = kernel.kept.pop(0)
+    except IndexError:  # another thread was faster
+        return None
+    if is_stream and len(kept.data) > limit:
+        kernel.kept.insert(0, kept._replace(data=kept.data[limit:], ancillary=()))
+    return Kept(kept.data[:limit], kept.address, kept.ancillary, kept.flags)
+
+
+def send(descriptor: Descriptor, kind: str, method: str, arguments: tuple[Any, ...], has_tried: bool = False) -> Any:
+    """Send once, waiting for room as the descriptor's timeout says; return what the C method returns.
+
+    Raises:
+        OperationAborted: nothing of this call was queued.
+    """
+    kernel = require_kernel(descriptor)
+    try:
+        return operations.perform(
+            kernel, kind, WRITE, descriptor.timeout_s, getattr(kernel, method), arguments, None, has_tried
+        )
+    except OSError as error:
+        raise settle(descriptor, kernel, error) from error.__cause__
+
+
+def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int) -> None:
+    """Send every byte of a view, of which `sent` are queued already.
+
+    Raises:
+        OperationAborted: `.bytes_transferred` bytes were queued before; they follow the linger rules (CLOSE-32).
+    """
+    kernel = require_kernel(descriptor)
+    try:
+        operations.send_all(kernel, data[sent:], flags, descriptor.timeout_s)
+    except OperationAborted as error:
+        error.bytes_transferred += sent
+        raise
+    except OSError as error:
+        raise settle(descriptor, kernel, error) from error.__cause__
+
+
+def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None) -> int:
+    """Send a regular file with sendfile(2), waiting for room as the timeout says; return how many bytes.
+
+    The file's position ends behind the last byte sent, also when the call fails.
+
+    Raises:
+        socket._GiveupOnSendfile: not a regular file; the stdlib then sends by reading.
+        ValueError: a nonblocking descriptor, as in the stdlib.
+    """
+    kernel = require_kernel(descriptor)
+    if descriptor.timeout_s == 0:
+        raise ValueError("non-blocking sockets are not supported")
+    try:
+        source = file.fileno()
+        size = os.fstat(source).st_size
+    except (AttributeError, OSError) as error:
+        raise socket._GiveupOnSendfile(error) from error  # type: ignore[attr-defined]  # the stdlib's own signal
+    total = 0
+    left = size - offset if count is None else min(count, size - offset)
+    try:
+        while left > 0:
+            arguments = (kernel.number, source, offset + total, min(left, _SENDFILE_BLOCK))
+            try:
+                sent = operations.perform(kernel, "sendfile", WRITE, descriptor.timeout_s, os.sendfile, arguments)
+            except OperationAborted as error:
+                error.bytes_transferred = total
+                raise
+            except OSError as error:
+                if total == 0 and error.errno == errno.EINVAL:  # the file cannot be mapped
+                    raise socket._GiveupOnSendfile(error) from error  # type: ignore[attr-defined]  # as above
+                raise settle(descriptor, kernel, error) from error.__cause__
+            if sent == 0:
+                break
+            total += sent
+            left -= sent
+        return total
+    finally:
+        if total and hasattr(file, "seek"):
+            file.seek(offset + total)
+
+
+def connect(descriptor: Descriptor, address: Any) -> None:
+    """Connect, waiting as the descriptor's timeout says.
+
+    Raises:
+        OperationAborted: this process closed the descriptor; the attempt belongs to the socket and goes on if shared.
+    """
+    kernel = require_kernel(descriptor)
+    try:
+        operations.connect(kernel, address, descriptor.timeout_s)
+    except OSError as error:
+        raise settle(descriptor, kernel, error) from error.__cause__
+
+
+def accept(descriptor: Descriptor) -> tuple[KernelSocket, Any]:
+    """Accept one client: its kernel socket, adopted, and its address.
+
+    Other processes: the client is this one's; a close of the listener anywhere leaves it alone (CLOSE-40).
+
+    Raises:
+        OperationAborted: no client was taken. OSError(EMFILE): no number is free; the client stays in the backlog.
+    """
+    kernel = require_kernel(descriptor)
+    if kernel.kept:
+        with suppress(IndexError):  # another thread was faster
+            return cast("tuple[KernelSocket, Any]", kernel.kept.pop(0))
+    try:
+        taken = operations.perform(
+            kernel, "accept", READ, descriptor.timeout_s, _accept_once, (kernel, descriptor), _same
+        )
+    except OSError as error:
+        raise settle(descriptor, kernel, error) from error.__cause__
+    return cast("tuple[KernelSocket, Any]", taken)
+
+
+def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSocket, Any]:
+    """Take one client without waiting.
+
+    The waker comes first: for want of a number the call fails before it takes a client. The gate: a fork in another
+    thread must not inherit a number that nobody has entered yet.
+    """
+    waker = Waker()
+    taken: list[Any] = []
+    with numbers.gate:
+        try:
+            taken.extend(starmap(kernel._accept, ((),)))  # taken and stored in one C call: no interrupt between
+            number, address = taken[0]
+            return sockets.adopt(number, descriptor.family, descriptor.type, descriptor.protocol, waker), address
+        except BaseException:
+            if taken:
+                number, address = taken[0]
+                client = sockets.adopt(number, descriptor.family, descriptor.type, descriptor.protocol, waker)
+                kernel.kept.append((client, address))
+            raise
+
+
+def _same(client: Any) -> Any:
+    return client

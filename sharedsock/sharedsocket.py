@@ -1,0 +1,736 @@
+"""FACE: SharedSocket, a socket-like object that real processes can share and close as Winsock closes.
+
+It is a `socket.socket` for every isinstance check, but its C part never has a number: all work goes through a
+`Descriptor`. While data is ready a receive or send is one Python frame and one system call; what has to wait goes to
+`descriptors.transfer`. Timeouts are per descriptor and computed here, because O_NONBLOCK belongs to all sharers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import warnings
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+from sharedsock.descriptors import closing, launching, options, sharing, table, transfer
+from sharedsock.descriptors.descriptor import Descriptor
+from sharedsock.descriptors.transfer import Kept
+from sharedsock.kernel import operations, sockets, system
+from sharedsock.kernel.numbers import calm
+from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
+from sharedsock.model import trace
+from sharedsock.model.errors import from_errno, with_winerror
+from sharedsock.registry import connect as _registry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sharedsock.kernel.sockets import KernelSocket
+    from sharedsock.model.identity import DescriptorId, Holder, PendingOperation, Statistics
+
+__all__ = [
+    "SharedSocket",
+    "Ticket",
+    "adopt",
+    "create_connection",
+    "create_server",
+    "fromshare",
+    "revoke",
+    "socketpair",
+    "statistics",
+]
+
+_SEND_FLAGS: Final = DONTWAIT | NOSIGNAL
+
+
+def _enum(kind: Any, value: int) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        return value
+
+
+class Ticket:
+    """A right to one descriptor, minted now and redeemed where it is unpickled: for Queue, Pool and executors.
+
+    Unpickling gives a `SharedSocket`, not a Ticket; the first process that unpickles it wins.
+    """
+
+    __slots__ = ("_info",)
+
+    def __init__(self, info: bytes) -> None:
+        self._info = info
+
+    def redeem(self) -> SharedSocket:
+        """Redeem it here and now; return a new descriptor."""
+        return fromshare(self._info)
+
+    def revoke(self) -> bool:
+        """Take it back; report whether it was still unclaimed."""
+        return revoke(self._info)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return fromshare, (self._info,)
+
+    def __repr__(self) -> str:
+        return "<sharedsock.Ticket>"  # a ticket is a right: its bytes belong in no log (S-09)
+
+
+class SharedSocket(socket.socket):
+    """A socket that processes share and close independently; a drop-in for `socket.socket`.
+
+    Closing it ends the pending operations of this process on it and makes later use fail. The underlying socket lives
+    until the last process has closed it; then SO_LINGER decides: off, queued data is still sent; 0, a reset; t, wait.
+
+    Args:
+        family, type, proto, fileno: as `socket.socket`. With `fileno`, takes that number over.
+
+    Raises:
+        OSError: as socket(2), with `.winerror`.
+
+    Source: "Closing Sockets" and "Shared Sockets in the SPI" (Winsock SPI).
+    """
+
+    __slots__ = ("_descriptor",)
+
+    _descriptor: Descriptor
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+        self._io_refs = 0
+        self._closed = False
+        if fileno is None:
+            family = socket.AF_INET if family == -1 else family
+            type = socket.SOCK_STREAM if type == -1 else type  # noqa: A001  # as in socket.socket
+            kernel = _opened(family, type, 0 if proto == -1 else proto)
+        else:
+            kernel = sockets.adopt(fileno, family, type, proto)
+        self._settle(Descriptor(kernel))
+
+    @classmethod
+    def _over(cls, descriptor: Descriptor) -> Self:
+        shared = cls.__new__(cls)
+        shared._io_refs = 0
+        shared._closed = False
+        shared._settle(descriptor)
+        return shared
+
+    def _settle(self, descriptor: Descriptor) -> None:
+        self._descriptor = table.enter(descriptor)
+        launching.install(SharedSocket)
+        if trace.hook is not None:
+            trace.hit("open.registered", descriptor=descriptor.id)
+        if "SHAREDSOCK_AUDIT" in os.environ and os.environ["SHAREDSOCK_AUDIT"] == "1":
+            sharing.register(descriptor)
+
+    # -- what it is ------------------------------------------------------------------------------------------
+
+    @property
+    def descriptor(self) -> DescriptorId:
+        """This process's number for it, never given out twice; not a file number."""
+        return self._descriptor.id
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """The address family."""
+        return cast("socket.AddressFamily", _enum(socket.AddressFamily, self._descriptor.family))
+
+    @property
+    def type(self) -> socket.SocketKind:
+        """The socket type."""
+        return cast("socket.SocketKind", _enum(socket.SocketKind, self._descriptor.type))
+
+    @property
+    def proto(self) -> int:  # type: ignore[override]  # typeshed has an attribute
+        """The protocol number."""
+        return self._descriptor.protocol
+
+    def fileno(self) -> int:
+        """Return the file number, -1 once closed. Using it elsewhere is your own affair: nothing guards it there."""
+        return self._descriptor.kernel.number
+
+    def __repr__(self) -> str:
+        descriptor = self._descriptor
+        text = f"<{type(self).__module__}.{type(self).__qualname__} descriptor={descriptor.id}"
+        if descriptor.is_closed:
+            return f"{text} [closed]>"
+        text += f" fd={self.fileno()}, family={self.family}, type={self.type}, proto={self.proto}"
+        for word, ask in (("laddr", self.getsockname), ("raddr", self.getpeername)):
+            try:
+                address = ask()
+            except OSError:
+                continue
+            if address:
+                text += f", {word}={address}"
+        return text + (" shared>" if descriptor.client is not None else ">")
+
+    # -- sharing ---------------------------------------------------------------------------------------------
+
+    def share(self, process_id: int | None, expires_s: float | None = None) -> bytes:
+        """Issue a ticket for another process; return its bytes, to travel by any means.
+
+        Other processes: the one named may redeem it, once, with `fromshare`. The ticket is a reference: this process
+        may close or die before.
+
+        Args:
+            process_id: the target; None, the first process of this registry that redeems it.
+            expires_s: seconds; None, as long as the target lives, or 60 for a ticket without a target.
+
+        Raises:
+            NotASocket: closed (10038). TicketError: no such process (10022). TicketLimit. RegistryGone (10050).
+
+        Source: LPWSPDUPLICATESOCKET.
+        """
+        return sharing.share(self._descriptor, process_id, expires_s)
+
+    def ticket(self) -> Ticket:
+        """Mint a picklable ticket now; unpickling it anywhere gives a SharedSocket, once."""
+        return Ticket(sharing.share(self._descriptor, None, None))
+
+    def lend(self, process_id: int) -> None:
+        """Count a reference for a program without sharedsock that has inherited the number; it ends with that process.
+
+        Raises:
+            TicketError: no such process.
+        """
+        sharing.lend(self._descriptor, process_id)
+
+    def references(self) -> int:
+        """Return how many references the socket has: open and closing descriptors, lent ones, unclaimed tickets."""
+        transfer.require_kernel(self._descriptor)
+        client = self._descriptor.client
+        if client is None:
+            return 1
+        assert self._descriptor.socket_id is not None
+        return client.references(self._descriptor.socket_id)
+
+    def holders(self) -> tuple[Holder, ...]:
+        """Return who holds the socket: process, descriptor, opened where and since when."""
+        transfer.require_kernel(self._descriptor)
+        descriptor = self._descriptor
+        if descriptor.client is None:
+            return (table.own_holder(descriptor),)
+        assert descriptor.socket_id is not None
+        return descriptor.client.holders(descriptor.socket_id)
+
+    def pending_operations(self) -> tuple[PendingOperation, ...]:
+        """Return the operations of this process that wait on this descriptor: thread, kind, since when."""
+        return operations.pending(self._descriptor.kernel)
+
+    def dup(self) -> Self:
+        """Open a second, independent descriptor of this process on the same socket."""
+        twin = type(self)._over(sharing.duplicate(self._descriptor))
+        twin.settimeout(self.gettimeout())
+        return twin
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return fromshare, (sharing.mint(self._descriptor),)
+
+    def __getstate__(self) -> None:
+        raise TypeError("a SharedSocket has no state to copy; pickling one mints a ticket")
+
+    # -- closing ---------------------------------------------------------------------------------------------
+
+    def _real_close(self, _ss: Any = None) -> None:
+        """Close once no makefile() object is left; the stdlib's close() calls this."""
+        timeout_is_zero = self._descriptor.timeout_s == 0
+        try:
+            closing.close(self._descriptor, may_refuse=timeout_is_zero)
+        except BlockingIOError:
+            self._closed = False
+            raise
+
+    def close(self) -> None:
+        """Abort this process's operations on the descriptor and give its reference back; a second close does nothing.
+
+        Other processes: unaffected; their descriptors stay open. If it was the last reference, SO_LINGER decides how
+        the connection ends. While makefile() objects are open the close is deferred, as in the stdlib.
+
+        Raises:
+            BlockingIOError: 10035; timeout 0, linger > 0 and unsent data at the last close. Nothing was closed.
+
+        Source: LPWSPCLOSESOCKET.
+        """
+        super().close()
+
+    def abort(self) -> None:
+        """Close at once, even while makefile() objects would defer it."""
+        self._closed = True
+        closing.close(self._descriptor)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._closed = True
+        if self._io_refs <= 0:
+            closing.close(self._descriptor)
+
+    def detach(self) -> int:
+        """Give the file number of a never-shared socket away; it blocks again if the timeout was None.
+
+        Raises:
+            OSError: 10022, the socket was shared: use share() or lend().
+        """
+        timeout_s = self._descriptor.timeout_s
+        number = closing.forget(self._descriptor)
+        self._closed = True
+        if number >= 0:
+            os.set_blocking(number, timeout_s is None)
+        return number
+
+    def __del__(self) -> None:
+        try:
+            descriptor = self._descriptor
+        except AttributeError:  # the constructor has failed
+            return
+        if descriptor.is_closed or descriptor.kernel.number < 0:
+            return
+        if trace.hook is not None:
+            trace.hit("del", descriptor=descriptor.id)
+        try:
+            text = f"unclosed {self!r}, opened at {descriptor.opened_at}"
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+        finally:  # a filter may have made the warning an error
+            closing.collect(descriptor)
+
+    # -- timeouts --------------------------------------------------------------------------------------------
+
+    def settimeout(self, value: float | None) -> None:
+        """Set the timeout of this descriptor in seconds; None blocks, 0 never waits. Other descriptors keep theirs."""
+        if value is not None:
+            value = float(value)
+            if value < 0:
+                raise ValueError("Timeout value out of range")
+        transfer.require_kernel(self._descriptor)
+        self._descriptor.timeout_s = value
+
+    def gettimeout(self) -> float | None:
+        """Return the timeout of this descriptor in seconds."""
+        return self._descriptor.timeout_s
+
+    timeout = property(gettimeout)  # type: ignore[assignment]  # typeshed has an attribute
+
+    def setblocking(self, flag: bool) -> None:
+        """Set this descriptor blocking or not; other descriptors keep their mode."""
+        self.settimeout(None if flag else 0.0)
+
+    def getblocking(self) -> bool:
+        """Return whether calls on this descriptor may wait."""
+        return self._descriptor.timeout_s != 0
+
+    # -- receiving -------------------------------------------------------------------------------------------
+
+    def recv(self, bufsize: int, flags: int = DONTWAIT, /) -> bytes:
+        """Receive at most `bufsize` bytes; b"" on a stream only ever means the peer's FIN.
+
+        Raises:
+            OperationAborted: this process closed the descriptor while the call waited; no byte was taken (10004).
+            NotASocket: closed before (10038). TimeoutError (10060). ConnectionResetError (10054).
+            BrokenPipeError: the socket was shut down for receiving (10058).
+
+        Source: LPWSPRECV; "Closing Sockets".
+        """
+        if flags is not DONTWAIT:
+            flags |= DONTWAIT
+        kernel = self._descriptor.kernel
+        if calm[kernel.slot]:
+            try:
+                data = kernel.recv(bufsize, flags)
+            except BlockingIOError:
+                return self._receive_bytes(bufsize, flags, has_tried=True)
+            except OSError as error:
+                raise transfer.settle(self._descriptor, kernel, error)
+            if data:
+                return data
+        else:
+            data = self._receive_bytes(bufsize, flags)
+            if data:
+                return data
+        if bufsize:
+            options.verdict_on_empty(self._descriptor)
+        return data
+
+    def _receive_bytes(self, bufsize: int, flags: int, has_tried: bool = False) -> bytes:
+        return cast(
+            "bytes",
+            transfer.receive(
+                self._descriptor, "recv", "recv", (bufsize, flags), Kept, lambda kept: kept.data, bufsize, has_tried
+            ),
+        )
+
+    def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
+        """Receive into a buffer; return how many bytes, 0 only for the peer's FIN. Errors as `recv`."""
+        with memoryview(buffer) as whole:
+            view = whole.cast("B") if whole.nbytes else whole
+            limit = nbytes or whole.nbytes
+            if nbytes < 0:
+                raise ValueError("negative buffersize in recv_into")
+            if limit > whole.nbytes:
+                raise ValueError("buffer too small for requested bytes")
+
+            def give(kept: Kept) -> int:
+                view[: len(kept.data)] = kept.data
+                return len(kept.data)
+
+            count = transfer.receive(
+                self._descriptor,
+                "recv_into",
+                "recv_into",
+                (buffer, nbytes, flags | DONTWAIT),
+                lambda count: Kept(bytes(view[:count])),
+                give,
+                limit,
+            )
+        if not count and limit:
+            options.verdict_on_empty(self._descriptor)
+        return cast("int", count)
+
+    def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
+        """Receive at most `bufsize` bytes, and from where. Errors as `recv`."""
+        data, address = transfer.receive(
+            self._descriptor,
+            "recvfrom",
+            "recvfrom",
+            (bufsize, flags | DONTWAIT),
+            lambda result: Kept(*result),
+            lambda kept: (kept.data, kept.address),
+            bufsize,
+        )
+        if not data and bufsize:
+            options.verdict_on_empty(self._descriptor)
+        return data, address
+
+    def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
+        """Receive into a buffer; return how many bytes, and from where. Errors as `recv`."""
+        with memoryview(buffer) as whole:
+            view = whole.cast("B") if whole.nbytes else whole
+            limit = nbytes or whole.nbytes
+            if nbytes < 0:
+                raise ValueError("negative buffersize in recvfrom_into")
+            if limit > whole.nbytes:
+                raise ValueError("nbytes is greater than the length of the buffer")
+
+            def give(kept: Kept) -> tuple[int, Any]:
+                view[: len(kept.data)] = kept.data
+                return len(kept.data), kept.address
+
+            count, address = transfer.receive(
+                self._descriptor,
+                "recvfrom_into",
+                "recvfrom_into",
+                (buffer, nbytes, flags | DONTWAIT),
+                lambda result: Kept(bytes(view[: result[0]]), result[1]),
+                give,
+                limit,
+            )
+        if not count and limit:
+            options.verdict_on_empty(self._descriptor)
+        return count, address
+
+    def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
+        """Receive data and ancillary data: (bytes, [(level, type, bytes)], flags, address). Errors as `recv`."""
+        data, ancillary, msg_flags, address = transfer.receive(
+            self._descriptor,
+            "recvmsg",
+            "recvmsg",
+            (bufsize, ancbufsize, flags | DONTWAIT),
+            lambda result: Kept(result[0], result[3], tuple(result[1]), result[2]),
+            lambda kept: (kept.data, list(kept.ancillary), kept.flags, kept.address),
+            bufsize,
+        )
+        if not data and bufsize and not ancillary:
+            options.verdict_on_empty(self._descriptor)
+        return data, ancillary, msg_flags, address
+
+    def recvmsg_into(
+        self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0, /
+    ) -> tuple[int, list[Any], int, Any]:
+        """Receive into several buffers, with ancillary data: (bytes, ancillary, flags, address). Errors as `recv`."""
+        buffers = list(buffers)
+        limit = sum(memoryview(buffer).nbytes for buffer in buffers)
+
+        def keep(result: tuple[int, list[Any], int, Any]) -> Kept:
+            flat = b"".join(memoryview(buffer).cast("B") for buffer in buffers)
+            return Kept(flat[: result[0]], result[3], tuple(result[1]), result[2])
+
+        def give(kept: Kept) -> tuple[int, list[Any], int, Any]:
+            left = memoryview(kept.data)
+            for buffer in buffers:
+                view = memoryview(buffer).cast("B")
+                size = min(len(view), len(left))
+                view[:size] = left[:size]
+                left = left[size:]
+            return len(kept.data), list(kept.ancillary), kept.flags, kept.address
+
+        count, ancillary, msg_flags, address = transfer.receive(
+            self._descriptor,
+            "recvmsg_into",
+            "recvmsg_into",
+            (buffers, ancbufsize, flags | DONTWAIT),
+            keep,
+            give,
+            limit,
+        )
+        if not count and limit and not ancillary:
+            options.verdict_on_empty(self._descriptor)
+        return count, ancillary, msg_flags, address
+
+    # -- sending ---------------------------------------------------------------------------------------------
+
+    def send(self, data: Any, flags: int = 0, /) -> int:
+        """Send what there is room for; return how many bytes.
+
+        Raises:
+            OperationAborted: this process closed the descriptor while the call waited; nothing of it was queued.
+            BrokenPipeError: a sharer has shut the socket down for sending (10058).
+
+        Source: LPWSPSEND.
+        """
+        kernel = self._descriptor.kernel
+        if calm[0]:
+            try:
+                return kernel.send(data, flags | _SEND_FLAGS)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                raise transfer.settle(self._descriptor, kernel, error)
+        return cast(
+            "int", transfer.send(self._descriptor, "send", "send", (data, flags | _SEND_FLAGS), has_tried=bool(calm[0]))
+        )
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        """Send every byte.
+
+        Raises:
+            OperationAborted: as `send`; `.bytes_transferred` were queued before, and follow the linger rules.
+        """
+        kernel = self._descriptor.kernel
+        sent = 0
+        if calm[0]:
+            try:
+                sent = kernel.send(data, flags | _SEND_FLAGS)
+            except BlockingIOError:
+                if self._descriptor.timeout_s == 0:
+                    raise
+            except OSError as error:
+                raise transfer.settle(self._descriptor, kernel, error)
+            if data.__class__ is bytes and sent == len(data):
+                return
+        with memoryview(data) as whole, whole.cast("B") as view:
+            if sent < len(view):
+                transfer.send_all(self._descriptor, view, sent, flags | _SEND_FLAGS)
+
+    def sendto(self, data: Any, *arguments: Any) -> int:
+        """sendto(data[, flags], address): send one message to an address. Errors as `send`."""
+        if not 1 <= len(arguments) <= 2:
+            raise TypeError(f"sendto() takes 2 or 3 arguments ({len(arguments) + 1} given)")
+        flags, address = (0, arguments[0]) if len(arguments) == 1 else arguments
+        return cast(
+            "int", transfer.send(self._descriptor, "sendto", "sendto", (data, flags | _SEND_FLAGS, address))
+        )
+
+    def sendmsg(
+        self, buffers: Iterable[Any], ancdata: Iterable[Any] = (), flags: int = 0, address: Any = None, /
+    ) -> int:
+        """Send buffers and ancillary data; return how many bytes. Errors as `send`."""
+        arguments = (list(buffers), list(ancdata), flags | _SEND_FLAGS, address)
+        return cast("int", transfer.send(self._descriptor, "sendmsg", "sendmsg", arguments))
+
+    def sendmsg_afalg(self, *arguments: Any, **options_: Any) -> int:
+        """Send to an AF_ALG socket, as the stdlib does; it never waits."""
+        kernel = transfer.require_kernel(self._descriptor)
+        try:
+            return cast("int", kernel.sendmsg_afalg(*arguments, **options_))
+        except OSError as error:
+            raise transfer.settle(self._descriptor, kernel, error)
+
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """Send a regular file, with sendfile(2) where the kernel can; return how many bytes. Errors as `send`."""
+        return super().sendfile(file, offset, count)
+
+    def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
+        """The stdlib's `sendfile` tries this first; its give-up sends by reading."""
+        self._check_sendfile_params(file, offset, count)
+        return transfer.send_file(self._descriptor, file, offset, count)
+
+    # -- connections -----------------------------------------------------------------------------------------
+
+    def accept(self) -> tuple[SharedSocket, Any]:
+        """Accept one client: (its SharedSocket, its address). The listener stays open.
+
+        Raises:
+            OperationAborted: this process closed the listener; no client was taken (10004).
+            OSError: EMFILE, no number is free; the client stays in the backlog.
+
+        Source: LPWSPACCEPT.
+        """
+        kernel, address = transfer.accept(self._descriptor)
+        return type(self)._over(Descriptor(kernel)), address
+
+    def _accept(self) -> tuple[int, Any]:
+        """Accept one client as a plain number; the stdlib's accept() would call this."""
+        client, address = self.accept()
+        return client.detach(), address
+
+    def connect(self, address: Any, /) -> None:
+        """Connect, waiting for the outcome as the timeout says.
+
+        Raises:
+            OperationAborted: this process closed the descriptor; if others hold the socket, the attempt goes on (10004).
+            BlockingIOError: timeout 0, the attempt is under way. OSError: as connect(2).
+
+        Source: LPWSPCONNECT; CLOSE-30.
+        """
+        transfer.connect(self._descriptor, address)
+
+    def connect_ex(self, address: Any, /) -> int:
+        """Connect; return 0 or the errno instead of raising it."""
+        try:
+            self.connect(address)
+        except socket.gaierror:
+            raise
+        except TimeoutError as error:
+            return error.errno or errno.EAGAIN
+        except OSError as error:
+            if error.errno is None:
+                raise
+            return error.errno
+        return 0
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        """Make a call that never waits."""
+        kernel = transfer.require_kernel(self._descriptor)
+        try:
+            return getattr(kernel, method)(*arguments)
+        except OSError as error:
+            raise transfer.settle(self._descriptor, kernel, error)
+
+    def bind(self, address: Any, /) -> None:
+        """Bind to an address, for every sharer."""
+        self._call("bind", address)
+
+    def listen(self, backlog: int | None = None, /) -> None:
+        """Listen for clients, for every sharer."""
+        self._call("listen", *(() if backlog is None else (backlog,)))
+
+    def shutdown(self, how: int, /) -> None:
+        """Shut directions down: SHUT_RD, SHUT_WR or SHUT_RDWR.
+
+        Other processes: felt by every sharer; their receives or sends fail with 10058 (DUP-18).
+
+        Raises:
+            OSError: not connected (10057), no such direction (10022).
+
+        Source: LPWSPSHUTDOWN.
+        """
+        self._call("shutdown", how)
+        options.note_shutdown(self._descriptor, how)
+
+    def getsockname(self) -> Any:
+        """Return the own address."""
+        return self._call("getsockname")
+
+    def getpeername(self) -> Any:
+        """Return the peer's address."""
+        return self._call("getpeername")
+
+    # -- options ---------------------------------------------------------------------------------------------
+
+    def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None, /) -> None:
+        """Set an option, for every sharer (DUP-16). SO_LINGER acts at the last close, whoever makes it."""
+        if level == socket.SOL_SOCKET and optname == socket.SO_LINGER and isinstance(value, (bytes, bytearray)):
+            transfer.require_kernel(self._descriptor)
+            options.set_linger(self._descriptor, bytes(value))
+            return
+        self._call("setsockopt", level, optname, value, *(() if optlen is None else (optlen,)))
+
+    def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
+        """Return an option: an int, or with `buflen` at most so many bytes."""
+        if level == socket.SOL_SOCKET and optname == socket.SO_LINGER and buflen is not None:
+            transfer.require_kernel(self._descriptor)
+            return options.get_linger(self._descriptor)[:buflen]
+        return self._call("getsockopt", level, optname, *(() if buflen is None else (buflen,)))
+
+    def get_inheritable(self) -> bool:
+        """Return whether a program this process executes inherits the number."""
+        return os.get_inheritable(self._here())
+
+    def set_inheritable(self, inheritable: bool) -> None:
+        """Let a program this process executes inherit the number; count it with lend()."""
+        os.set_inheritable(self._here(), inheritable)
+
+    def _here(self) -> int:
+        return transfer.require_kernel(self._descriptor).number
+
+
+def _opened(family: int, type: int, proto: int) -> KernelSocket:  # noqa: A002  # as in socket.socket
+    try:
+        return sockets.open_socket(family, type, proto)
+    except OSError as error:
+        raise with_winerror(error)
+
+
+def adopt(plain: socket.socket) -> SharedSocket:
+    """Take over a plain socket, which is then detached, with its timeout.
+
+    Raises:
+        TypeError: not a socket, or one that is ours already. OSError: closed (10038), or no number for the waker:
+            then the plain socket is untouched.
+    """
+    if not isinstance(plain, socket.socket) or isinstance(plain, SharedSocket):
+        raise TypeError(f"adopt() takes a plain socket.socket, not {type(plain).__name__}")
+    if plain.fileno() < 0:
+        raise from_errno(errno.EBADF, "adopt() of a closed socket")
+    timeout_s = plain.gettimeout()
+    linger = plain.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
+    waker = sockets.Waker()
+    kernel = sockets.adopt(plain.detach(), plain.family, plain.type, plain.proto, waker)
+    shared = SharedSocket._over(Descriptor(kernel))
+    shared.settimeout(timeout_s)
+    if any(linger[:4]):
+        options.set_linger(shared._descriptor, linger)
+    return shared
+
+
+def fromshare(info: bytes) -> SharedSocket:
+    """Redeem a ticket: a new descriptor of this process on the socket it stands for.
+
+    Args:
+        info: what `SharedSocket.share` returned, made for this process or for nobody in particular.
+
+    Raises:
+        TicketInvalid, TicketAlreadyClaimed, TicketExpired: 10022, and nothing is used up.
+        OSError: EMFILE; the ticket can be redeemed again. RegistryGone: 10050.
+
+    Source: LPWSPSOCKET with FROM_PROTOCOL_INFO.
+    """
+    return SharedSocket._over(sharing.redeem(info))
+
+
+def revoke(info: bytes) -> bool:
+    """Take an unclaimed ticket back; report whether there was one. If it was the last reference, the socket ends."""
+    return sharing.revoke(info)
+
+
+def statistics() -> Statistics:
+    """Count what this process has: open descriptors, shared ones, pending operations, retiring numbers."""
+    return table.statistics()
+
+
+def socketpair(
+    family: int | None = None, type: int = socket.SOCK_STREAM, proto: int = 0  # noqa: A002  # as in the stdlib
+) -> tuple[SharedSocket, SharedSocket]:
+    """Open a connected pair, as `socket.socketpair`."""
+    left, right = socket.socketpair(socket.AF_UNIX if family is None else family, type, proto)
+    with left, right:
+        return adopt(left), adopt(right)
+
+
+def create_server(address: Any, **keywords: Any) -> SharedSocket:
+    """Open a listener, as `socket.create_server`: family, backlog, reuse_port, dualstack_ipv6."""
+    with socket.create_server(address, **keywords) as plain:
+        return adopt(plain)
+
+
+def create_connection(address: Any, *arguments: Any, **keywords: Any) -> SharedSocket:
+    """Connect to an address, as `socket.create_connection`: timeout, source_address, all_errors."""
+    with socket.create_connection(address, *arguments, **keywords) as plain:
+        return adopt(plain)
