@@ -26,6 +26,7 @@ __all__ = [
     "fork_lock_release",
     "keep_number",
     "kept",
+    "notice_fork",
     "undivided",
 ]
 
@@ -33,7 +34,8 @@ T = TypeVar("T")
 
 _noted: Final[dict[int, tuple[int, int]]] = {}
 _fork_turn = Turn()
-_forking: list[Token] = []
+_forking: Final[list[Token]] = []
+_process = os.getpid()
 
 
 def keep_number(number: int) -> None:
@@ -72,6 +74,7 @@ _NOTHING: Final = -1
 
 def kept(make: Callable[[], int]) -> int:
     """Call what makes a number and note it, with no fork between; return the number."""
+    notice_fork()
     return holding(_fork_turn, _make, make)
 
 
@@ -83,7 +86,16 @@ def _make(make: Callable[[], int]) -> int:
 
 def undivided(work: Callable[[], T]) -> T:
     """Do work that makes and notes numbers, with no fork of this process during it. It must not block."""
+    notice_fork()
     return holding(_fork_turn, work)
+
+
+def notice_fork() -> int:
+    """Return this process's pid; in a child of a fork that ran no hooks, first do what they would have done (F-90)."""
+    pid = os.getpid()
+    if pid != _process:
+        abandon_numbers()
+    return pid
 
 
 def fork_lock_acquire() -> None:
@@ -102,8 +114,9 @@ def fork_lock_release() -> None:
 
 def abandon_numbers() -> None:
     """In a forked child: close every noted number that is still the same file, without traffic, and renew the turn."""
-    global _fork_turn
+    global _fork_turn, _process
     _fork_turn = Turn()
+    _process = os.getpid()
     _forking.clear()
     while _noted:
         try:

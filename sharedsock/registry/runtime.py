@@ -114,7 +114,7 @@ def open_directory(path: str) -> int:
         number = os.open(plain, _DIRECTORY_FLAGS)
     except OSError as error:
         if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise from_errno(errno.EACCES, f"{plain} is no directory of ours: remove it, or set {TREE_VARIABLE}") from None
+            raise from_errno(errno.EACCES, f"{plain} is no directory of ours; set {TREE_VARIABLE}") from None
         raise with_winerror(error) from None
     found = os.fstat(number)
     if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077 == 0:
@@ -219,8 +219,8 @@ def release_lock(number: int) -> None:
 def acquire_start_lock(path: str, timeout_s: float) -> tuple[int, int]:
     """Make the directory if need be and wait for its start lock; return (directory number, lock number).
 
-    Reports "reg.lock" to the Probe before (stage="waiting") and after (stage="held"). flock has no timeout and no event,
-    so the wait asks again, at growing intervals of 1 to 20 ms: it is met only while a registry starts or ends.
+    Reports "reg.lock" to the Probe before (stage="waiting") and after (stage="held"). flock has no timeout and no
+    event, so the wait asks again, at growing intervals of 1 to 20 ms: it is met only while a registry starts or ends.
 
     Raises:
         TimeoutError: another process has held it for `timeout_s`.
@@ -333,8 +333,8 @@ def bind_listener(dir_fd: int, path: str) -> socket.socket:
 def connect_to(path: str, timeout_s: float = 1.0) -> socket.socket:
     """Connect to the registry of a runtime directory; return the nonblocking SEQPACKET channel.
 
-    A connection may wait in a full backlog, at most `timeout_s`. Nothing has been said yet: the other side is a process of
-    the directory's owner, which the handshake and SO_PEERCRED have still to show.
+    A connection may wait in a full backlog, at most `timeout_s`. Nothing has been said yet: that the other side is a
+    registry of ours, SO_PEERCRED and the handshake have still to show.
 
     Raises:
         FileNotFoundError, ConnectionRefusedError: no registry there.

@@ -1,8 +1,9 @@
 """WHOSE TURN IT IS: a lock that knows its holder by a token, so that leaving is idempotent and cannot be missed.
 
-A `with lock:` has points where a KeyboardInterrupt loses track of who holds the lock, and then it is held for ever. Here
-the caller draws a token first and leaves with it in two nested `finally` blocks: one interrupt can spoil one of them, and
-leaving without having entered does nothing. No step needs another lock: setdefault and pop of a dictionary are atomic.
+A `with lock:` has points where a KeyboardInterrupt loses track of who holds the lock, and then it is held for ever.
+Here the caller draws a token first and leaves with it in two nested `finally` blocks: one interrupt can spoil one of
+them, and leaving without having entered does nothing. No step needs another lock: setdefault and pop of a dictionary
+are atomic.
 """
 
 from __future__ import annotations

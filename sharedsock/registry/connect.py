@@ -1,0 +1,267 @@
+"""WHICH REGISTRY, and this process's one `Client` for each.
+
+The current registry of a process is, in this order: the innermost `Registry()` or `connect_registry()` open in it,
+the one SHAREDSOCK_REGISTRY names (a runtime directory), the default of its tree of processes, which is started
+when it is needed and ends by itself. A ticket names its registry by the runtime directory, whose key only its owner can
+read; a registry is never started to redeem a ticket, since a new one cannot know it.
+
+A forked child inherits which registry is current, and nothing else: see `after_fork_in_child`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from sharedsock.model.errors import RegistryGone, TicketInvalid
+from sharedsock.registry import launch, runtime
+from sharedsock.registry.client import Client
+from sharedsock.registry.numbers import abandon_numbers, fork_lock_acquire, fork_lock_release
+
+if TYPE_CHECKING:
+    from sharedsock.registry.manager import RegistryManager
+
+__all__ = [
+    "REGISTRY_VARIABLE",
+    "Registry",
+    "RegistryHandle",
+    "after_fork_in_child",
+    "client_of",
+    "close_idle_clients",
+    "connect_registry",
+    "default_client",
+    "fork_lock_acquire",
+    "fork_lock_release",
+    "revive",
+    "set_reconnect_hook",
+]
+
+REGISTRY_VARIABLE: Final = "SHAREDSOCK_REGISTRY"
+_PATH_LIMIT: Final = 4096
+
+_clients: Final[dict[str, Client]] = {}
+_current: Final[list[RegistryHandle]] = []
+_reconnect_hook: list[Callable[[Client], None] | None] = [None]
+
+
+def default_client() -> Client:
+    """Return the connected client of this process's current registry, starting the tree's default if need be.
+
+    Raises:
+        RegistryGone: the registry that was named is not there, or the default cannot be started.
+        PermissionError: the runtime directory is not one we use (S-02).
+    """
+    if _current:
+        client = _current[-1].client
+    else:
+        named = os.environ.get(REGISTRY_VARIABLE)
+        client = _client(_directory_of(named) if named else runtime.tree_directory())
+    client.connect()
+    return client
+
+
+def client_of(path: str) -> Client:
+    """Return the connected client of the registry in a runtime directory, as a ticket names it.
+
+    Raises:
+        TicketInvalid: no runtime directory of ours; a registry that has ended takes its directory with it.
+        RegistryGone: the directory is there, its registry has died.
+    """
+    plain = path.rstrip("/")
+    if not os.path.isabs(plain) or "\0" in plain or len(plain) > _PATH_LIMIT:
+        raise TicketInvalid("this ticket names no registry")
+    client = _clients.get(plain)
+    if client is None or not client.is_alive:
+        _check_directory(plain)
+        client = _client(plain)
+        client.connect(start=False)
+    return client
+
+
+def _check_directory(path: str) -> None:
+    try:
+        os.close(runtime.open_directory(path))
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        raise TicketInvalid("this ticket belongs to a registry that has ended, or to another user's") from error
+
+
+def _client(path: str, key: bytes | None = None) -> Client:
+    """Return the process's one client of a registry."""
+    client = _clients.get(path)
+    if client is None or key is not None:
+        made = Client(path, key, starts=key is None and path == runtime.tree_directory())
+        made.on_reconnect = _reconnect_hook[0]
+        client = _clients.setdefault(path, made)  # atomic: two threads agree on one
+        if key is not None:
+            client.use_key(key)
+    return client
+
+
+def _directory_of(address: str) -> str:
+    """Return the runtime directory of an address, which may be the directory or the socket in it."""
+    plain = os.path.abspath(address)
+    return os.path.dirname(plain) if os.path.basename(plain) == runtime.SOCKET_FILE else plain
+
+
+def revive(client: Client) -> None:
+    """Make a client's channel anew, starting the default registry if it has died; announcements come first."""
+    client.connect()
+
+
+def set_reconnect_hook(hook: Callable[[Client], None] | None) -> None:
+    """Say what is to run after a lost channel has been replaced, in the calling thread and before any other call:
+    the announcement of this process's descriptors with recovered=True."""
+    _reconnect_hook[0] = hook
+    for client in _clients.copy().values():
+        client.on_reconnect = hook
+
+
+def close_idle_clients() -> int:
+    """Close every channel through which this process holds nothing now; return how many. The next call makes a new one.
+
+    A registry ends by itself once nobody is connected and nothing is counted: for leak checks, and ends of runs.
+    """
+    used = {id(handle.client) for handle in _current}
+    idle = [c for c in _clients.copy().values() if id(c) not in used and c.is_connected() and c.is_idle()]
+    for client in idle:
+        client.close()
+    return len(idle)
+
+
+def after_fork_in_child() -> None:
+    """Own nothing of the parent's: channel numbers are closed without traffic, locks and nonces are new (rule 11)."""
+    abandon_numbers()
+    for client in _clients.copy().values():
+        client.after_fork_in_child()
+
+
+class RegistryHandle:
+    """A registry chosen by name: current for this process from `connect_registry` until `close()`."""
+
+    def __init__(self, path: str, key: bytes | None = None) -> None:
+        self.runtime = path
+        self._key = key
+        self._manager: RegistryManager | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} at {self.runtime}{'' if self in _current else ', closed'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(f"a {type(self).__name__} belongs to its process: pass its address, or set {REGISTRY_VARIABLE}")
+
+    @property
+    def address(self) -> str:
+        """The path of the registry's socket."""
+        return runtime.socket_address(self.runtime)
+
+    @property
+    def authkey(self) -> bytes:
+        """The registry's key: 32 bytes, for `connect_registry`; read from its file unless it was given."""
+        if self._key is not None:
+            return self._key
+        directory = runtime.open_directory(self.runtime)
+        try:
+            return runtime.read_key(directory)
+        finally:
+            os.close(directory)
+
+    @property
+    def client(self) -> Client:
+        """This process's client of the registry."""
+        return _client(self.runtime)
+
+    @property
+    def manager(self) -> RegistryManager:
+        """The registry as a connected `multiprocessing` manager, made at first use."""
+        if self._manager is None:
+            from sharedsock.registry.manager import RegistryManager
+
+            manager = RegistryManager(address=self.address, authkey=self.authkey)
+            manager.connect()
+            self._manager = manager
+        return self._manager
+
+    def close(self) -> None:
+        """Be current no longer. Sockets shared through it stay shared; its channel ends with the last of ours."""
+        if self in _current:
+            _current.remove(self)
+        self.client.retire()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Registry(RegistryHandle):
+    """A registry of one's own: started by `with`, current for this process and, through the environment, its children.
+
+    It ends by itself, within 1 s of the last reference, ticket and client. Other processes: children of this one inherit
+    SHAREDSOCK_REGISTRY while it is open; others need its address and key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(runtime.new_directory_name())
+        self._before: str | None = None
+
+    def start(self) -> Self:
+        """Start it and make it current; what `with` does.
+
+        Raises:
+            RegistryGone: it could not be started.
+        """
+        if self in _current:
+            return self
+        launch.start(self.runtime)
+        client = self.client
+        client.connect()
+        self._before = os.environ.get(REGISTRY_VARIABLE)
+        os.environ[REGISTRY_VARIABLE] = self.runtime
+        _current.append(self)
+        return self
+
+    def close(self) -> None:
+        """Be current no longer, and leave it to end by itself. Idempotent."""
+        if self not in _current:
+            return
+        super().close()
+        if os.environ.get(REGISTRY_VARIABLE) == self.runtime:
+            if self._before is None:
+                del os.environ[REGISTRY_VARIABLE]
+            else:
+                os.environ[REGISTRY_VARIABLE] = self._before
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+
+def connect_registry(address: str, authkey: bytes) -> RegistryHandle:
+    """Make a registry current for this process, from wherever: its address and key are all that is needed.
+
+    Args:
+        address: the path of its socket, or of its runtime directory.
+        authkey: its 32-byte key (`Registry.authkey`).
+
+    Raises:
+        RegistryGone: no registry there, or not one with this key.
+        PermissionError: not a runtime directory of this user.
+    """
+    if len(authkey) != runtime.KEY_SIZE:
+        raise ValueError(f"a registry's key has {runtime.KEY_SIZE} bytes, not {len(authkey)}")
+    handle = RegistryHandle(_directory_of(address), bytes(authkey))
+    client = _client(handle.runtime, handle.authkey)
+    try:
+        client.connect(start=False)
+    except RegistryGone:
+        client.use_key(None)
+        raise
+    _current.append(handle)
+    return handle

@@ -1,0 +1,343 @@
+"""THE LINK of this process to one registry: made, shaken hands on, renewed and given up here.
+
+The channel is made at the first call that needs it and is the process's own: a forked child makes another, with a
+holder nonce of its own, before it says anything (rule 11, F-87, F-90). A registry that dies ends every waiting call at
+once with `RegistryGone`; one that hangs does so after T_rpc. The next call that needs a registry, and is not about
+something only the dead one knew, starts the default registry again; then `on_reconnect` runs, in the calling thread and
+before any other call, so that this process's descriptors can be announced once more with recovered=True.
+
+Both sides prove that they have the key, and each looks at the other's uid (S-04, S-05). The key is read from its 0600
+file for each handshake and is in no attribute of ours, unless the user gave it (S-06).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from sharedsock.model.errors import RegistryGone, from_errno
+from sharedsock.model.identity import DescriptorId
+from sharedsock.registry import launch, runtime
+from sharedsock.registry.exchange import ChannelLost, Exchange, Late, Parcel, Waiter, receive, wait_ready
+from sharedsock.registry.messages import SHAPES, Code, Message, error_of
+from sharedsock.registry.numbers import forget_number, notice_fork
+from sharedsock.registry.turns import Token, Turn
+
+if TYPE_CHECKING:
+    from sharedsock.registry.page import PageReader
+
+__all__ = ["T_RPC_S", "Link"]
+
+T_RPC_S: Final = 2.0
+_ABSENT: Final = (errno.ENOENT, errno.ECONNREFUSED)
+_CREDENTIALS: Final = struct.Struct("3i")
+
+
+class _Absent(Exception):
+    """Nobody answers at the registry's address, or whoever did has just ended."""
+
+
+class _Session:
+    """What a client has in one process instance. A forked child has a new one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.nonce = os.urandom(16)
+        self.turn = Turn()
+        self.channel: Exchange | None = None
+        self.fresh: Exchange | None = None  # while `on_reconnect` runs: its thread's
+        self.owes_announcements = False
+        self.incarnation = b""
+        self.registry_pid = 0
+        self.page: PageReader | None = None
+        self.held: set[DescriptorId] = set()
+        self.retired = False
+        self.heirs: dict[int, _Session] = {}
+
+
+class Link:
+    """One registry, as this process reaches it. Safe from any thread and against an interrupt anywhere.
+
+    Args:
+        runtime: the registry's runtime directory.
+        key: its 32-byte key; None: read from the 0600 file in the directory at each connection.
+        starts: whether a missing registry is started by calls that can do with a new one.
+
+    Attributes:
+        rpc_timeout_s: T_rpc, the bound of every call.
+        on_reconnect: called after a channel that had been there is replaced; its calls come before all others.
+    """
+
+    def __init__(self, runtime: str, key: bytes | None = None, *, starts: bool = False) -> None:
+        self.runtime = runtime
+        self.starts = starts
+        self.rpc_timeout_s = T_RPC_S
+        self.on_reconnect: Callable[[Any], None] | None = None
+        self._key = key
+        self._session = _Session(notice_fork())
+
+    def __repr__(self) -> str:
+        return f"<registry client of {self.runtime}{'' if self.is_connected() else ', no channel'}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a registry client belongs to its process; other processes find the registry by themselves")
+
+    # -- the channel ----------------------------------------------------------------------------------------------
+
+    def is_connected(self) -> bool:
+        """Report whether this process has a channel that is not known to be broken."""
+        session = self._session
+        return session.pid == os.getpid() and session.channel is not None and not session.channel.ended
+
+    def is_idle(self) -> bool:
+        """Report whether this process has announced no descriptor here that it has not ended."""
+        return not self._mine().held
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the channel is open at this moment, as far as the kernel knows; asks nobody."""
+        session = self._session
+        channel = session.channel
+        return session.pid == os.getpid() and channel is not None and channel.is_open()
+
+    def connect(self, *, start: bool = True) -> None:
+        """Make the channel now unless there is one, starting the registry where this client may."""
+        self._channel(start=start)
+
+    def use_key(self, key: bytes | None) -> None:
+        """Use this key for handshakes from now on; None: the one in the key file."""
+        self._key = key
+
+    @property
+    def incarnation(self) -> bytes:
+        """16 bytes the registry drew at its start."""
+        self._channel(start=False)
+        return self._mine().incarnation
+
+    @property
+    def pid(self) -> int:
+        """The registry's pid."""
+        self._channel(start=False)
+        return self._mine().registry_pid
+
+    def close(self) -> None:
+        """Give the channel up, orderly. What this process has announced stays counted until it ends; the next call
+        makes a new channel and announces again."""
+        session = self._mine()
+        channel = session.channel
+        if channel is not None:
+            channel.post(Code.BYE)
+            channel.end()
+
+    def retire(self) -> None:
+        """Close the channel when this process holds nothing here: now, or at the last `end_close`."""
+        session = self._mine()
+        session.retired = True
+        if not session.held:
+            self.close()
+
+    def after_fork_in_child(self) -> None:
+        """Own nothing of the parent's: the channel's number is closed already, the next call begins anew."""
+        self._mine()
+
+    def _mine(self) -> _Session:
+        session = self._session
+        pid = notice_fork()
+        if session.pid == pid:
+            return session
+        # A forked child. setdefault, so that two first threads agree on one new session.
+        heir = session.heirs.setdefault(pid, _Session(pid))
+        for channel in (session.channel, session.fresh):
+            if channel is not None:
+                channel.abandon()
+        self._session = heir
+        return heir
+
+    def _channel(self, *, start: bool) -> Exchange:
+        session = self._mine()
+        channel = session.channel
+        if channel is not None and not channel.ended:
+            return channel
+        if session.turn.is_mine():  # a call of `on_reconnect`, or of a signal handler in the middle of connecting
+            if session.fresh is None or session.fresh.ended:
+                raise self._gone("is gone")
+            return session.fresh
+        start = start and self.starts
+        deadline = time.monotonic() + self.rpc_timeout_s + (launch.START_TIMEOUT_S if start else 0.0)
+        token = Token()
+        try:
+            try:
+                if not session.turn.take(token, deadline):
+                    raise self._gone("could not be reached in time")
+                channel = session.channel
+                if channel is None or channel.ended:
+                    channel = self._connect(session, start, deadline)
+                return channel
+            finally:
+                session.turn.leave(token)
+        finally:
+            session.turn.leave(token)
+
+    def _connect(self, session: _Session, start: bool, deadline: float) -> Exchange:
+        channel = self._reach(session, start, deadline)
+        try:
+            session.fresh = channel
+            if session.owes_announcements and self.on_reconnect is not None:
+                self.on_reconnect(self)
+            session.owes_announcements = True  # from now on: the next channel replaces this one
+            session.channel = channel
+            return channel
+        except BaseException:
+            channel.end()
+            raise
+        finally:
+            session.fresh = None
+
+    def _reach(self, session: _Session, start: bool, deadline: float) -> Exchange:
+        interval_ms = 1
+        while True:
+            try:
+                return self._open(session, deadline)
+            except _Absent as absent:
+                if not start or time.monotonic() >= deadline:
+                    raise self._gone("is not there: it ended, or was never started") from absent.__cause__
+            if not launch.start(self.runtime, max(0.001, deadline - time.monotonic())):
+                # Alive and not at its address: on its way there (its starter died, F-06), or on its way out.
+                select.poll().poll(interval_ms)
+                interval_ms = min(50, interval_ms * 2)
+
+    def _open(self, session: _Session, deadline: float) -> Exchange:
+        """Connect and shake hands.
+
+        Raises:
+            _Absent: nobody there.
+            RegistryGone: somebody is, and is not the registry, or does not answer.
+            OSError: EMFILE and the like, PermissionError for a directory we do not use (S-02).
+        """
+        from sharedsock.registry.handshake import ClientHandshake, HandshakeRefused
+
+        deadline = min(deadline, time.monotonic() + self.rpc_timeout_s)
+        try:
+            connected = runtime.connect_to(self.runtime, max(0.001, deadline - time.monotonic()))
+        except TimeoutError as error:
+            raise self._gone("accepts no connection") from error
+        except OSError as error:
+            if error.errno in _ABSENT:
+                raise _Absent from error
+            raise
+        channel = Exchange(connected)
+        parcels: list[Parcel] = []
+        try:
+            found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            pid, uid, _ = _CREDENTIALS.unpack(found)
+            if uid != os.geteuid():
+                raise self._gone("is another user's process")
+            try:
+                handshake = ClientHandshake(self._read_key(), session.nonce)
+                answer = handshake.answer(self._hear(connected, parcels, deadline))
+                connected.send(answer, socket.MSG_NOSIGNAL)
+                welcome = handshake.check(self._hear(connected, parcels, deadline))
+            except HandshakeRefused as error:
+                raise self._gone(f"did not prove that it is the registry ({error.cause})") from None
+            except (BrokenPipeError, ConnectionResetError) as error:
+                raise _Absent from error
+            page = self._map_page(parcels[-1]) if welcome.page else None
+            session.incarnation, session.registry_pid, session.page = welcome.incarnation, pid or welcome.pid, page
+            return channel
+        except BaseException:
+            channel.end()
+            raise
+        finally:
+            for parcel in parcels:
+                parcel.close()
+
+    def _read_key(self) -> bytes:
+        if self._key is not None:
+            return self._key
+        directory = runtime.open_directory(self.runtime)
+        try:
+            return runtime.read_key(directory)
+        except FileNotFoundError as error:
+            raise _Absent from error
+        finally:
+            os.close(directory)
+
+    def _hear(self, connected: socket.socket, parcels: list[Parcel], deadline: float) -> bytes:
+        parcel = Parcel()
+        parcels.append(parcel)
+        while not parcel.raw:
+            if not wait_ready(connected.fileno(), select.POLLIN, deadline):
+                raise self._gone(f"did not answer within {self.rpc_timeout_s} s")
+            receive(connected, parcel)
+        if not parcel.data:
+            raise _Absent
+        return parcel.data
+
+    def _map_page(self, parcel: Parcel) -> PageReader:
+        from sharedsock.registry.page import PageReader
+
+        numbers = parcel.unpack()
+        if parcel.is_truncated:
+            raise from_errno(errno.EMFILE, "no room for the registry's page: this process has too many open files")
+        if len(numbers) != 1:
+            raise self._gone("sent no page")
+        forget_number(numbers[0])
+        try:
+            return PageReader(numbers.pop())
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise self._gone("sent something that is no page") from error
+
+    def _gone(self, what: str) -> RegistryGone:
+        return RegistryGone(f"the registry at {self.runtime} {what}; sockets that are open go on working")
+
+    def _call(
+        self,
+        code: Code,
+        *,
+        start: bool = False,
+        waiter: Waiter | None = None,
+        descriptor_fd: int | None = None,
+        timeout_s: float | None = None,
+        incarnation: bytes = b"",
+        **values: Any,
+    ) -> Message:
+        """Send a request and return its reply. A request that a dead channel cannot have carried goes over a new one.
+
+        Args:
+            start: the call can do with a registry that has just been started.
+            incarnation: the only one the call makes sense for; empty: any.
+
+        Raises:
+            RegistryGone: not there, gone meanwhile, or silent for `timeout_s` (T_rpc by default).
+            OSError: what the registry's ERROR stands for.
+        """
+        waiter = waiter or Waiter()
+        tries = 3
+        while True:
+            channel = self._channel(start=start)
+            if incarnation and self._session.incarnation != incarnation:
+                raise self._gone("is another one than it was")
+            deadline = time.monotonic() + (self.rpc_timeout_s if timeout_s is None else timeout_s)
+            try:
+                reply = channel.ask(waiter, code, deadline, descriptor_fd, **values)
+                break
+            except ChannelLost as lost:
+                tries -= 1
+                if lost.sent or not tries:
+                    raise self._gone("is gone") from None
+            except Late:
+                raise self._gone(f"did not answer within {self.rpc_timeout_s} s") from None
+        if reply.code is Code.ERROR:
+            raise error_of(reply)
+        if reply.code is not SHAPES[code].reply:
+            channel.end()
+            raise self._gone("does not keep to the protocol")
+        return reply
