@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from sharedsock.descriptors import closing, launching, options, sharing, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.descriptors.transfer import Kept
-from sharedsock.kernel import operations, sockets, system
+from sharedsock.kernel import operations, sockets
 from sharedsock.kernel.numbers import calm
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
+from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
 from sharedsock.model.errors import from_errno, with_winerror
-from sharedsock.registry import connect as _registry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,6 +49,10 @@ def _enum(kind: Any, value: int) -> Any:
         return kind(value)
     except ValueError:
         return value
+
+
+def _data_of(kept: Kept) -> bytes:
+    return kept.data
 
 
 class Ticket:
@@ -96,12 +100,12 @@ class SharedSocket(socket.socket):
 
     _descriptor: Descriptor
 
-    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:  # noqa: A002
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._io_refs = 0
         self._closed = False
         if fileno is None:
             family = socket.AF_INET if family == -1 else family
-            type = socket.SOCK_STREAM if type == -1 else type  # noqa: A001  # as in socket.socket
+            type = socket.SOCK_STREAM if type == -1 else type  # as in socket.socket
             kernel = _opened(family, type, 0 if proto == -1 else proto)
         else:
             kernel = sockets.adopt(fileno, family, type, proto)
@@ -141,7 +145,7 @@ class SharedSocket(socket.socket):
         return cast("socket.SocketKind", _enum(socket.SocketKind, self._descriptor.type))
 
     @property
-    def proto(self) -> int:  # type: ignore[override]  # typeshed has an attribute
+    def proto(self) -> int:
         """The protocol number."""
         return self._descriptor.protocol
 
@@ -306,7 +310,7 @@ class SharedSocket(socket.socket):
         """Return the timeout of this descriptor in seconds."""
         return self._descriptor.timeout_s
 
-    timeout = property(gettimeout)  # type: ignore[assignment]  # typeshed has an attribute
+    timeout = property(gettimeout)
 
     def setblocking(self, flag: bool) -> None:
         """Set this descriptor blocking or not; other descriptors keep their mode."""
@@ -337,7 +341,7 @@ class SharedSocket(socket.socket):
             except BlockingIOError:
                 return self._receive_bytes(bufsize, flags, has_tried=True)
             except OSError as error:
-                raise transfer.settle(self._descriptor, kernel, error)
+                raise transfer.settle(self._descriptor, kernel, error) from None
             if data:
                 return data
         else:
@@ -349,12 +353,10 @@ class SharedSocket(socket.socket):
         return data
 
     def _receive_bytes(self, bufsize: int, flags: int, has_tried: bool = False) -> bytes:
-        return cast(
-            "bytes",
-            transfer.receive(
-                self._descriptor, "recv", "recv", (bufsize, flags), Kept, lambda kept: kept.data, bufsize, has_tried
-            ),
+        data: bytes = transfer.receive(
+            self._descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried
         )
+        return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Receive into a buffer; return how many bytes, 0 only for the peer's FIN. Errors as `recv`."""
@@ -491,9 +493,10 @@ class SharedSocket(socket.socket):
             except BlockingIOError:
                 pass
             except OSError as error:
-                raise transfer.settle(self._descriptor, kernel, error)
+                raise transfer.settle(self._descriptor, kernel, error) from None
+        has_tried = bool(calm[0])
         return cast(
-            "int", transfer.send(self._descriptor, "send", "send", (data, flags | _SEND_FLAGS), has_tried=bool(calm[0]))
+            "int", transfer.send(self._descriptor, "send", "send", (data, flags | _SEND_FLAGS), has_tried=has_tried)
         )
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
@@ -511,7 +514,7 @@ class SharedSocket(socket.socket):
                 if self._descriptor.timeout_s == 0:
                     raise
             except OSError as error:
-                raise transfer.settle(self._descriptor, kernel, error)
+                raise transfer.settle(self._descriptor, kernel, error) from None
             if data.__class__ is bytes and sent == len(data):
                 return
         with memoryview(data) as whole, whole.cast("B") as view:
@@ -523,9 +526,7 @@ class SharedSocket(socket.socket):
         if not 1 <= len(arguments) <= 2:
             raise TypeError(f"sendto() takes 2 or 3 arguments ({len(arguments) + 1} given)")
         flags, address = (0, arguments[0]) if len(arguments) == 1 else arguments
-        return cast(
-            "int", transfer.send(self._descriptor, "sendto", "sendto", (data, flags | _SEND_FLAGS, address))
-        )
+        return cast("int", transfer.send(self._descriptor, "sendto", "sendto", (data, flags | _SEND_FLAGS, address)))
 
     def sendmsg(
         self, buffers: Iterable[Any], ancdata: Iterable[Any] = (), flags: int = 0, address: Any = None, /
@@ -540,7 +541,7 @@ class SharedSocket(socket.socket):
         try:
             return cast("int", kernel.sendmsg_afalg(*arguments, **options_))
         except OSError as error:
-            raise transfer.settle(self._descriptor, kernel, error)
+            raise transfer.settle(self._descriptor, kernel, error) from None
 
     def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """Send a regular file, with sendfile(2) where the kernel can; return how many bytes. Errors as `send`."""
@@ -548,7 +549,7 @@ class SharedSocket(socket.socket):
 
     def _sendfile_use_sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:
         """The stdlib's `sendfile` tries this first; its give-up sends by reading."""
-        self._check_sendfile_params(file, offset, count)
+        self._check_sendfile_params(file, offset, count)  # type: ignore[attr-defined]  # the stdlib's own
         return transfer.send_file(self._descriptor, file, offset, count)
 
     # -- connections -----------------------------------------------------------------------------------------
@@ -574,7 +575,7 @@ class SharedSocket(socket.socket):
         """Connect, waiting for the outcome as the timeout says.
 
         Raises:
-            OperationAborted: this process closed the descriptor; if others hold the socket, the attempt goes on (10004).
+            OperationAborted: this process closed the descriptor (10004); the attempt goes on if others hold the socket.
             BlockingIOError: timeout 0, the attempt is under way. OSError: as connect(2).
 
         Source: LPWSPCONNECT; CLOSE-30.
@@ -588,11 +589,9 @@ class SharedSocket(socket.socket):
         except socket.gaierror:
             raise
         except TimeoutError as error:
-            return error.errno or errno.EAGAIN
+            return cast("int | None", error.errno) or errno.EAGAIN
         except OSError as error:
-            if error.errno is None:
-                raise
-            return error.errno
+            return cast("int", error.errno)
         return 0
 
     def _call(self, method: str, *arguments: Any) -> Any:
@@ -601,7 +600,7 @@ class SharedSocket(socket.socket):
         try:
             return getattr(kernel, method)(*arguments)
         except OSError as error:
-            raise transfer.settle(self._descriptor, kernel, error)
+            raise transfer.settle(self._descriptor, kernel, error) from None
 
     def bind(self, address: Any, /) -> None:
         """Bind to an address, for every sharer."""
@@ -661,11 +660,11 @@ class SharedSocket(socket.socket):
         return transfer.require_kernel(self._descriptor).number
 
 
-def _opened(family: int, type: int, proto: int) -> KernelSocket:  # noqa: A002  # as in socket.socket
+def _opened(family: int, type: int, proto: int) -> KernelSocket:  # as in socket.socket
     try:
         return sockets.open_socket(family, type, proto)
     except OSError as error:
-        raise with_winerror(error)
+        raise with_winerror(error) from None
 
 
 def adopt(plain: socket.socket) -> SharedSocket:
@@ -681,7 +680,7 @@ def adopt(plain: socket.socket) -> SharedSocket:
         raise from_errno(errno.EBADF, "adopt() of a closed socket")
     timeout_s = plain.gettimeout()
     linger = plain.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
-    waker = sockets.Waker()
+    waker = Waker()
     kernel = sockets.adopt(plain.detach(), plain.family, plain.type, plain.proto, waker)
     shared = SharedSocket._over(Descriptor(kernel))
     shared.settimeout(timeout_s)
@@ -716,7 +715,9 @@ def statistics() -> Statistics:
 
 
 def socketpair(
-    family: int | None = None, type: int = socket.SOCK_STREAM, proto: int = 0  # noqa: A002  # as in the stdlib
+    family: int | None = None,
+    type: int = socket.SOCK_STREAM,
+    proto: int = 0,  # as in the stdlib
 ) -> tuple[SharedSocket, SharedSocket]:
     """Open a connected pair, as `socket.socketpair`."""
     left, right = socket.socketpair(socket.AF_UNIX if family is None else family, type, proto)

@@ -12,6 +12,7 @@ Keeps I2: exactly one new reference per socket and child, or none.
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import threading
 import traceback
@@ -30,7 +31,7 @@ __all__ = ["install"]
 # A process object that reaches more than this is searched no further: sockets sit near its arguments.
 _SEARCH_LIMIT: Final = 100_000
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
-_OPAQUE: Final = (str, bytes, bytearray, int, float, complex, bool, type(None), type, types.ModuleType, threading.Thread)
+_OPAQUE: Final = (str, bytes, bytearray, int, float, complex, bool, type, types.ModuleType, threading.Thread)
 
 _install_lock: Final = threading.Lock()
 _installed = False
@@ -47,19 +48,21 @@ def install(face: type) -> None:
         face: the class whose instances are handed over; they keep a `Descriptor` in `_descriptor`.
     """
     global _installed
-    if _installed:
+    if _is_installed():
         return
     with _install_lock:
-        if _installed:
+        if _is_installed():  # another thread was faster
             return
-        from multiprocessing import popen_fork
-
-        popen_fork.Popen._launch = _wrap_fork(popen_fork.Popen._launch, face)  # type: ignore[method-assign]
-        for name in ("popen_spawn_posix", "popen_forkserver"):
-            with suppress(ImportError):
-                module = __import__(f"multiprocessing.{name}", fromlist=["Popen"])
-                module.Popen._launch = _wrap_pickled(module.Popen._launch)
+        for name in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
+            with suppress(ImportError):  # a platform without that start method
+                launcher = importlib.import_module(f"multiprocessing.{name}").Popen
+                wrap = functools.partial(_wrap_fork, face=face) if name == "popen_fork" else _wrap_pickled
+                launcher._launch = wrap(launcher._launch)
         _installed = True
+
+
+def _is_installed() -> bool:
+    return _installed
 
 
 def _wrap_pickled(launch: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -131,7 +134,7 @@ def _reachable(process: Any, face: type) -> Iterator[Any]:
     todo: deque[Any] = deque(vars(process).values())
     while todo and len(seen) < _SEARCH_LIMIT:
         value = todo.popleft()
-        if isinstance(value, _OPAQUE) or id(value) in seen:
+        if value is None or isinstance(value, _OPAQUE) or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, face):

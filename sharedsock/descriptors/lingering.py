@@ -31,12 +31,12 @@ _FIRST_ASK_S: Final = 0.0005
 _LAST_ASK_S: Final = 0.02
 
 
-def is_tcp(family: int, type: int) -> bool:  # noqa: A002  # as in socket.socket
+def is_tcp(family: int, type: int) -> bool:  # as in socket.socket
     """Whether SIOCOUTQ counts unacknowledged bytes and SO_LINGER means anything: AF_UNIX ignores both."""
     return type == socket.SOCK_STREAM and family in (socket.AF_INET, socket.AF_INET6)
 
 
-def has_unsent(number: int, family: int, type: int) -> bool:  # noqa: A002  # as in socket.socket
+def has_unsent(number: int, family: int, type: int) -> bool:  # as in socket.socket
     """Whether bytes are queued that the peer has not acknowledged."""
     try:
         return is_tcp(family, type) and system.unsent_bytes(number) > 0
@@ -44,7 +44,7 @@ def has_unsent(number: int, family: int, type: int) -> bool:  # noqa: A002  # as
         return False
 
 
-def end(number: int, family: int, type: int, linger_s: int | None, *, others_may_hold: bool) -> None:  # noqa: A002
+def end(number: int, family: int, type: int, linger_s: int | None, *, others_may_hold: bool) -> None:
     """Carry out the last close on the kept file, up to its close(), which the caller makes.
 
     Args:

@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.kernel import system
 from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
+from sharedsock.registry.page import CommonState
 
 if TYPE_CHECKING:
     from sharedsock.descriptors.descriptor import Descriptor
-    from sharedsock.registry.page import CommonState
 
 __all__ = [
     "STREAMS",
     "change_common",
     "common",
+    "differences",
     "get_linger",
     "note_shutdown",
-    "shut_receive_error",
     "set_linger",
+    "shut_receive_error",
     "translate",
     "verdict_on_empty",
 ]
@@ -35,6 +36,7 @@ __all__ = [
 _LINGER: Final = struct.Struct("ii")
 STREAMS: Final = (socket.SOCK_STREAM, getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM))
 _TCP_CLOSE: Final = 7
+_PRISTINE: Final = CommonState()
 
 
 def common(descriptor: Descriptor) -> CommonState:
@@ -51,11 +53,15 @@ def change_common(descriptor: Descriptor, **changes: Any) -> None:
     Raises:
         RegistryGone: the socket is shared, and its registry cannot be reached.
     """
-    if descriptor.client is None:
-        descriptor.local = dataclasses.replace(descriptor.local, **changes)
-    else:
+    descriptor.local = dataclasses.replace(descriptor.local, **changes)
+    if descriptor.client is not None:
         assert descriptor.socket_id is not None
         descriptor.client.set_common(descriptor.socket_id, **changes)
+
+
+def differences(state: CommonState) -> dict[str, Any]:
+    """Return the fields in which a state differs from that of a new socket."""
+    return {name: value for name, value in dataclasses.asdict(state).items() if value != getattr(_PRISTINE, name)}
 
 
 def set_linger(descriptor: Descriptor, value: bytes) -> None:

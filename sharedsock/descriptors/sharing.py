@@ -12,23 +12,23 @@ Source: "Shared Sockets in the SPI", LPWSPDUPLICATESOCKET.
 
 from __future__ import annotations
 
-import errno
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-from sharedsock.descriptors import table, transfer
+from sharedsock.descriptors import closing, options, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import numbers, sockets, system
+from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone, TicketInvalid
 from sharedsock.registry import connect
 
 if TYPE_CHECKING:
-    from sharedsock.registry.client import Client
+    from sharedsock.registry.client import Claim, Client
 
 __all__ = ["bind", "duplicate", "lend", "mint", "minting", "redeem", "register", "revoke", "share"]
 
@@ -54,7 +54,7 @@ def _encode(client: Client, secret: bytes) -> bytes:
 
 def _decode(info: bytes) -> tuple[str, bytes, bytes]:
     """Return runtime path, incarnation and secret; only the size is looked at before the checksum has matched."""
-    if not isinstance(info, (bytes, bytearray, memoryview)):
+    if not isinstance(info, bytes | bytearray | memoryview):
         raise TypeError(f"a ticket is bytes, not {type(info).__name__}")
     info = bytes(info)
     if not _HEAD.size < len(info) <= _HEAD.size + _PATH_LIMIT:
@@ -68,30 +68,27 @@ def _decode(info: bytes) -> tuple[str, bytes, bytes]:
 
 
 def register(descriptor: Descriptor) -> Client:
-    """Make the socket known to a registry, at its first share or after its registry has died; return the channel.
+    """Make the socket known to a registry, at its first share; return the channel, which renews itself.
 
     Raises:
         RegistryGone: no registry can be reached or started.
         NotASocket: the descriptor was closed meanwhile.
     """
-    client = descriptor.client
-    if client is not None and client.is_alive:
-        return client
+    if descriptor.client is not None:
+        return descriptor.client
     kernel = transfer.require_kernel(descriptor)
     with descriptor.share_lock:
         client = descriptor.client
         if client is None:
             client = connect.default_client()
-            state = descriptor.local
+            client.on_reconnect = table.announce_again
             facts = descriptor.socket_facts()
             descriptor.slot = client.announce(facts, descriptor.facts())
-            # Only what differs from a new record travels; another adopter of the same file may have set more.
-            changes = {name: value for name, value in _differences(state)}
+            # Only what differs from a new record travels: another adopter of the same file may have set more.
+            changes = options.differences(descriptor.local)
             if changes:
                 client.set_common(facts.socket, **changes)
             descriptor.client = client
-        elif not client.is_alive:
-            connect.revive(client)
     # Race: a close that saw no registry has given nothing back. Its mark came first, so we see it here, and withdraw.
     if kernel.aborted is not None:
         with suppress(RegistryGone, NotASocket):
@@ -99,16 +96,6 @@ def register(descriptor: Descriptor) -> Client:
             client.end_close(descriptor.id)
         transfer.require_kernel(descriptor)
     return client
-
-
-def _differences(state: object) -> Iterator[tuple[str, object]]:
-    from sharedsock.registry.page import CommonState
-
-    pristine = CommonState()
-    for name in CommonState.__dataclass_fields__:
-        value = getattr(state, name)
-        if value != getattr(pristine, name):
-            yield name, value
 
 
 def share(descriptor: Descriptor, target: int | None, expires_s: float | None) -> bytes:
@@ -129,7 +116,7 @@ def share(descriptor: Descriptor, target: int | None, expires_s: float | None) -
     try:
         secret = client.issue(descriptor.socket_id, descriptor.id, kernel.number, target, expires_s)
     except OSError:
-        # A close has overtaken us: custody got the dead file, or an unknown descriptor. Say what happened to the caller.
+        # A close has overtaken us: custody got the dead file, or the registry an unknown descriptor.
         if kernel.aborted is not None:
             transfer.require_kernel(descriptor)
         raise
@@ -150,23 +137,27 @@ def redeem(info: bytes) -> Descriptor:
     client = connect.client_of(runtime)
     if client.incarnation != incarnation:
         raise TicketInvalid("this ticket belongs to a registry that has ended; ask the sharer for another share()")
-    claim = client.claim(secret)
+    kept: list[Claim] = []
+    descriptor: Descriptor | None = None
     try:
+        waker = Waker()  # before the claim: for want of a number nothing is claimed
+        claim = client.claim(secret, kept)
         facts = claim.socket
-        kernel = sockets.adopt(claim.fd, facts.family, facts.type, facts.protocol)
-        descriptor = Descriptor(kernel)
+        descriptor = Descriptor(sockets.adopt(claim.fd, facts.family, facts.type, facts.protocol, waker))
         if trace.hook is not None:
             trace.hit("take.wrapped", descriptor=descriptor.id)
+        descriptor.socket_id, descriptor.slot, descriptor.client = facts.socket, claim.slot, client
+        client.on_reconnect = table.announce_again
         client.acknowledge(claim, descriptor.facts())
     except BaseException:
-        with suppress(RegistryGone):
-            client.refuse(claim)
+        for claim in kept:
+            with suppress(RegistryGone, TicketInvalid):
+                client.refuse(claim)
+            numbers.release_stray(claim.fd)
+        if descriptor is not None:
+            descriptor.client = None
+            closing.collect(descriptor)
         raise
-    descriptor.socket_id = facts.socket
-    descriptor.slot = claim.slot
-    descriptor.client = client
-    if trace.hook is not None:
-        trace.hit("take.acked", descriptor=descriptor.id)
     return table.enter(descriptor)
 
 

@@ -9,12 +9,16 @@ kernel wipes (`kernel.numbers`), and treated the same way at the first call.
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from sharedsock.descriptors import options
 from sharedsock.kernel import numbers, operations, sockets, waiting
 from sharedsock.model import trace
+from sharedsock.model.errors import NotASocket, RegistryGone
 from sharedsock.model.identity import Holder, Statistics
 from sharedsock.registry import connect
 
@@ -23,7 +27,17 @@ if TYPE_CHECKING:
     from sharedsock.model.identity import DescriptorId
     from sharedsock.registry.client import Client
 
-__all__ = ["abandon", "enter", "flush_abandoned", "leave", "note_fork", "open_descriptors", "own_holder", "statistics"]
+__all__ = [
+    "abandon",
+    "announce_again",
+    "enter",
+    "flush_abandoned",
+    "leave",
+    "note_fork",
+    "open_descriptors",
+    "own_holder",
+    "statistics",
+]
 
 _open: weakref.WeakValueDictionary[DescriptorId, Descriptor] = weakref.WeakValueDictionary()
 # References of descriptors that were collected without close: the collector makes no registry call (F-114),
@@ -59,8 +73,23 @@ def flush_abandoned() -> None:
             client, descriptor = _abandoned.popleft()
         except IndexError:  # another thread was faster
             return
-        client.begin_close(descriptor)
-        client.end_close(descriptor)
+        with suppress(RegistryGone, NotASocket):  # a registry that has died counts nothing
+            client.begin_close(descriptor)
+            client.end_close(descriptor)
+
+
+def announce_again(client: Client) -> None:
+    """Announce this process's shared descriptors to a registry that has taken the place of a dead one.
+
+    It cannot know who else holds the sockets: of these it never answers LAST (they end by the kernel's rule).
+    """
+    for descriptor in open_descriptors():
+        if descriptor.client is client:
+            facts = descriptor.socket_facts()
+            descriptor.slot = client.announce(facts, descriptor.facts(), recovered=True)
+            changes = options.differences(descriptor.local)
+            if changes:
+                client.set_common(facts.socket, **changes)
 
 
 def statistics() -> Statistics:
@@ -74,10 +103,18 @@ def statistics() -> Statistics:
     )
 
 
+def _own_name() -> str:
+    """Return this process's name as the registry sees it."""
+    try:
+        with open("/proc/self/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().rstrip("\n")
+    except OSError:  # no /proc
+        return os.path.basename(sys.argv[0])
+
+
 def own_holder(descriptor: Descriptor) -> Holder:
     """Return the one holder of a socket that was never shared: this process."""
-    name = process_name()
-    return Holder(os.getpid(), name, descriptor.id, "descriptor", descriptor.opened_at, descriptor.opened_s)
+    return Holder(os.getpid(), _own_name(), descriptor.id, "descriptor", descriptor.opened_at, descriptor.opened_s)
 
 
 def note_fork() -> None:

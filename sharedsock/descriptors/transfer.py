@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from sharedsock.descriptors import options, table
 from sharedsock.kernel import numbers, operations, sockets
+from sharedsock.kernel.numbers import calm
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.waker import Waker
 from sharedsock.model.errors import NotASocket, OperationAborted, SharedSocketError
@@ -47,10 +48,10 @@ def require_kernel(descriptor: Descriptor) -> KernelSocket:
     """
     if numbers.is_forked():
         table.note_fork()
-    kernel = descriptor.kernel
-    if kernel.aborted is not None and isinstance(kernel, sockets.ClosedKernel):
+    kernel: object = descriptor.kernel
+    if isinstance(kernel, sockets.ClosedKernel):
         kernel.raise_refusal()
-    return kernel
+    return cast("KernelSocket", kernel)
 
 
 def settle(descriptor: Descriptor, kernel: KernelSocket, error: OSError) -> OSError:
@@ -87,19 +88,23 @@ def receive(
     Raises:
         OperationAborted, NotASocket, TimeoutError, OSError: as the faces document.
     """
-    kernel = require_kernel(descriptor)
+    # On the way of every receive that waits: no call that can be saved. A ClosedKernel refuses at `kept`.
+    if not calm[0]:
+        table.note_fork()
+    kernel = descriptor.kernel
     if kernel.kept:
         kept = _take_kept(kernel, limit, is_stream=descriptor.type == socket.SOCK_STREAM)
         if kept is not None:
             return give(kept)
-    if options.common(descriptor).shut_receive and descriptor.type in options.STREAMS:
-        raise options.shut_receive_error(descriptor)
+    client = descriptor.client
+    if (descriptor.local if client is None else client.common(descriptor.slot)).shut_receive:
+        if descriptor.type in options.STREAMS:
+            raise options.shut_receive_error(descriptor)
     try:
-        return operations.perform(
-            kernel, kind, READ, descriptor.timeout_s, getattr(kernel, method), arguments, keep, has_tried
-        )
+        call = getattr(kernel, method)
+        return operations.perform(kernel, kind, READ, descriptor.timeout_s, call, arguments, keep, has_tried)
     except OSError as error:
-        raise settle(descriptor, kernel, error) from error.__cause__
+        raise settle(descriptor, kernel, error) from None
 
 
 def _take_kept(kernel: KernelSocket, limit: int, *, is_stream: bool) -> Kept | None:
@@ -125,7 +130,7 @@ def send(descriptor: Descriptor, kind: str, method: str, arguments: tuple[Any, .
             kernel, kind, WRITE, descriptor.timeout_s, getattr(kernel, method), arguments, None, has_tried
         )
     except OSError as error:
-        raise settle(descriptor, kernel, error) from error.__cause__
+        raise settle(descriptor, kernel, error) from None
 
 
 def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int) -> None:
@@ -141,7 +146,7 @@ def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int) ->
         error.bytes_transferred += sent
         raise
     except OSError as error:
-        raise settle(descriptor, kernel, error) from error.__cause__
+        raise settle(descriptor, kernel, error) from None
 
 
 def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None) -> int:
@@ -174,7 +179,7 @@ def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None)
             except OSError as error:
                 if total == 0 and error.errno == errno.EINVAL:  # the file cannot be mapped
                     raise socket._GiveupOnSendfile(error) from error  # type: ignore[attr-defined]  # as above
-                raise settle(descriptor, kernel, error) from error.__cause__
+                raise settle(descriptor, kernel, error) from None
             if sent == 0:
                 break
             total += sent
@@ -195,7 +200,7 @@ def connect(descriptor: Descriptor, address: Any) -> None:
     try:
         operations.connect(kernel, address, descriptor.timeout_s)
     except OSError as error:
-        raise settle(descriptor, kernel, error) from error.__cause__
+        raise settle(descriptor, kernel, error) from None
 
 
 def accept(descriptor: Descriptor) -> tuple[KernelSocket, Any]:
@@ -215,7 +220,7 @@ def accept(descriptor: Descriptor) -> tuple[KernelSocket, Any]:
             kernel, "accept", READ, descriptor.timeout_s, _accept_once, (kernel, descriptor), _same
         )
     except OSError as error:
-        raise settle(descriptor, kernel, error) from error.__cause__
+        raise settle(descriptor, kernel, error) from None
     return cast("tuple[KernelSocket, Any]", taken)
 
 

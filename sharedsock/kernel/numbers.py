@@ -30,6 +30,7 @@ __all__ = [
     "own",
     "owned",
     "release",
+    "release_stray",
     "slot_of",
     "spend_reserve",
 ]
@@ -121,6 +122,13 @@ def spend_reserve() -> bool:
         return False
     system.close(number)
     return True
+
+
+def release_stray(number: int) -> None:
+    """Close a number that came from elsewhere and was never entered; one that was entered has its owner."""
+    if number not in _owned:
+        with suppress(OSError):
+            system.close(number)
 
 
 def drop_inherited() -> None:
