@@ -152,7 +152,8 @@ class ClientHandshake:
             raise HandshakeRefused("out of turn")
         values = _expect(data, Code.WELCOME)
         welcome = Welcome(values["incarnation"], int(values["pid"]), bool(values["page"]))
-        if not hmac.compare_digest(_proof(self._key, _SERVER, peer, self._holder, _described(welcome)), values["proof"]):
+        wanted = _proof(self._key, _SERVER, peer, self._holder, _described(welcome))
+        if not hmac.compare_digest(wanted, values["proof"]):
             raise HandshakeRefused("wrong key")
         return welcome
 

@@ -220,6 +220,12 @@ class Ledger:
         self._settle(record)
         return ticket.number
 
+    def correct(self, facts: SocketFacts) -> None:
+        """Take what the kernel says of a socket for what its first holder had announced (F-37)."""
+        record = self._records.get(facts.socket)
+        if record is not None:
+            record.facts = facts
+
     def bind(self, holder: HolderId, secret: bytes, target: ProcessId | None) -> bool:
         """Bind a claim-once ticket of this holder to a process: its clock stops. False: it has been claimed already.
 

@@ -3,7 +3,7 @@
 One message is one SEQPACKET record of at most 4 KiB: a header (magic, version, code, request id) and the fields of
 its shape, in order, nothing after them. Each field is of a fixed size, or a text or list whose 16-bit length is
 checked against what is really there before anything is built. No peer's bytes reach pickle, eval or an allocation
-they announce (I9, S-07, F-104 … F-107). At most one file descriptor travels with a message, only where the table says so.
+they announce (I9, S-07, F-104 … F-107). At most one file descriptor travels with a message, where the table says so.
 
 What the fields mean is the ledger's business; sending them is the server's and the client's.
 
@@ -68,7 +68,7 @@ COMMON_FIELDS: Final = ("shut_receive", "shut_send", "reset_seen", "nonblocking"
 
 
 class ProtocolError(ValueError):
-    """Bytes that are no message of this protocol. `cause` is a fixed word for the refusal counters, never peer bytes."""
+    """Bytes that are no message of this protocol. `cause` is a fixed word for the counters, never peer bytes."""
 
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
