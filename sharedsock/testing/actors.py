@@ -61,7 +61,7 @@ class Event:
     Attributes:
         kind: a probe point ("op.waiting" …), a report of a command ("record", "client"), or "outcome".
         at_s: when, by the monotonic clock, which all processes of one machine have in common.
-        value: the operation's kind, the reported value, or the outcome.
+        value: the facts of the point, the reported value, or (command, outcome).
     """
 
     actor: str
@@ -283,6 +283,10 @@ class Actor:
         """Take a fault back; whoever it holds goes on."""
         self._ask("disarm", number)
 
+    def fileno(self) -> int:
+        """Return the number of our end of the pipe, for select and poll; -1 once the actor has ended."""
+        return self._pipe.fileno()
+
     def next_number(self) -> int:
         """Draw a number for a command, a fault or a barrier."""
         return next(self._numbers)
@@ -394,11 +398,14 @@ class Actor:
 
     def fail_waiting(self, what: str) -> NoReturn:
         """Raise ActorTimeout with the actor's stacks."""
+        raise ActorTimeout(f"actor {self.name}: waited in vain for {what}\n{self.stacks()}")
+
+    def stacks(self) -> str:
+        """Return the stacks of the actor's threads as text, or why there are none."""
         try:
-            stacks = self._ask("stacks", timeout_s=_STACKS_S)
+            return str(self._ask("stacks", timeout_s=_STACKS_S))
         except (ActorTimeout, ActorDied) as error:
-            stacks = f"(no stacks: {error})"
-        raise ActorTimeout(f"actor {self.name}: waited in vain for {what}\n{stacks}")
+            return f"(no stacks: {error})"
 
     def _ask(self, code: str, *arguments: Any, timeout_s: float | None = None) -> Any:
         own = self.next_number()
@@ -426,8 +433,8 @@ class Actor:
                 pending = self._pending.pop(number)
                 pending.settle(outcome, began_s, ended_s)
                 self.events.append(Event(self.name, pending.thread, "outcome", ended_s, (pending.code, outcome)))
-            case ("point", thread, point, at_s, kind):
-                self.events.append(Event(self.name, thread, point, at_s, kind))
+            case ("point", thread, point, at_s, facts):
+                self.events.append(Event(self.name, thread, point, at_s, facts))
             case ("report", thread, kind, at_s, value):
                 self.events.append(Event(self.name, thread, kind, at_s, value))
             case ("reached", number, thread, at_s):

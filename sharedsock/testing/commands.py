@@ -113,7 +113,7 @@ def accept(has: Belongings, on: str = "socket", into: str = "client") -> Outcome
 @command
 def recv(has: Belongings, size: int, flags: int = 0, on: str = "socket") -> Outcome:
     """Receive at most `size` bytes."""
-    return Received(has[on].recv(size, flags))
+    return Received(has[on].recv(size, flags) if flags else has[on].recv(size))
 
 
 @command

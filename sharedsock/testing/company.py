@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import multiprocessing.util
 import os
-from collections.abc import Iterator, Mapping
+import select
+from collections.abc import Callable, Iterator, Mapping
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from sharedsock.testing.actors import Actor, ActorDied
+from sharedsock.testing.actors import Actor, ActorDied, ActorTimeout
 from sharedsock.testing.launch import usable_start_method
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Actors:
         if kind is None:
             self.close()
         else:
-            self._at_exit()
+            self.kill()
 
     def __iter__(self) -> Iterator[Actor]:
         return iter(tuple(self._all.values()))
@@ -93,6 +95,29 @@ class Actors:
             actor.do("take", shared.share(actor.pid), on=on)
         return to
 
+    def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float | None = None) -> None:
+        """Take in what all actors send until a condition over it holds.
+
+        Raises:
+            ActorTimeout: it does not hold in time; carries the stacks of every actor.
+        """
+        deadline_s = monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
+        while not condition():
+            alive = [actor for actor in self if actor.is_alive]
+            if monotonic() >= deadline_s or not alive:
+                pages = "\n".join(f"actor {actor.name}:\n{actor.stacks()}" for actor in alive)
+                raise ActorTimeout(f"waited in vain for {what}\n{pages}")
+            poll = select.poll()
+            for actor in alive:
+                poll.register(actor, select.POLLIN)
+            poll.poll(max(0.0, deadline_s - monotonic()) * 1000)
+            for actor in alive:
+                actor.pump(0)
+
+    def kill(self) -> None:
+        """SIGKILL all actors and wait until they are dead and reaped."""
+        self._at_exit()
+
     def close(self) -> None:
         """End all actors; those that are gone are no error, those that had to be killed are.
 
@@ -108,7 +133,7 @@ class Actors:
                 actor.exit()
             except ActorDied as error:
                 failures.append(error)
-        self._at_exit()
+        self.kill()
         if failures:
             raise failures[0]
 

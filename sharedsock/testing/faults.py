@@ -102,7 +102,8 @@ class ActorProbe:
         thread = threading.current_thread().name
         is_own = os.getpid() == self._pid
         if is_own:
-            self._post(("point", thread, point, monotonic(), context.get("kind")))
+            facts = {name: value for name, value in context.items() if isinstance(value, str | int)}
+            self._post(("point", thread, point, monotonic(), facts))
         if not self._armed:
             return
         due = []

@@ -1,0 +1,43 @@
+"""FACE: the command line, `sharedsock VERB …` or `python -m sharedsock VERB …`.
+
+Exit codes, for every verb: 0 what was asked for holds, 1 it does not (the last line names what), 2 the command line
+is wrong (nothing was started), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sharedsock.cli import run
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line, one subparser for each verb."""
+    parser = argparse.ArgumentParser(
+        prog="sharedsock",
+        description="Sockets shared by real processes, closed as Winsock closes them.",
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    run.add_parser(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (default: this process's own); return the exit code.
+
+    A wrong command line is reported by argparse's way out: SystemExit(2) after a message on standard error.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.handler(arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    return code

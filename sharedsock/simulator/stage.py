@@ -1,0 +1,148 @@
+"""The stage of one run: its players, what was found, what each process held before anything began.
+
+The far peer is an actor like the others, with plain sockets; all actors start before there is any socket, so that
+none of them has a copy of one by a fork. The run has a registry of its own, found by its own runtime directory and
+started, as everywhere, by the first share.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import Any, Final, TypeVar
+
+import sharedsock as ss
+from sharedsock.registry.runtime import TREE_VARIABLE, new_directory_name
+from sharedsock.simulator import player
+from sharedsock.simulator.invariants import ProcessResidue, look_at, slack
+from sharedsock.simulator.scenario import Finding, Options, PromiseBroken
+from sharedsock.simulator.schedule import Schedule
+from sharedsock.testing.actors import Actor, ActorDied, Event, Pending
+from sharedsock.testing.commands import Belongings
+from sharedsock.testing.company import Actors
+from sharedsock.testing.observation import ThreadFacts
+
+__all__ = ["PEER", "Stage", "open_stage"]
+
+PEER: Final = "peer"
+_Found = TypeVar("_Found")
+
+
+class Stage:
+    """Everything the promises of a run work with."""
+
+    def __init__(self, options: Options, actors: Actors, directory: str) -> None:
+        self.options = options
+        self.schedule = Schedule.of(options)
+        self.actors = actors
+        self.directory = directory
+        self.findings: list[Finding] = []
+        self.marks: list[Event] = []
+        self.facts: dict[str, Any] = {}
+        self.waiting: dict[tuple[str, str], Pending] = {}
+        self.slack = slack()
+        self.before_start = look_at(os.getpid())
+        actors.start(*self.schedule.holders, PEER)
+        for name in self.schedule.holders:
+            actors[name].do("call_with", _warm_up)
+        # The players' own threads stay to the end, so they are there before the first look.
+        for name, threads in (*((name, self.blocking) for name in self.schedule.holders), (PEER, ("main", "watch"))):
+            for thread in threads:
+                actors[name].thread(thread).call(os.getpid).value()
+        self.facts["registry_pid"] = actors[self.schedule.maker].do("call_with", player.registry_pid)
+        self.before = self.look()
+
+    def __getitem__(self, name: str) -> Actor:
+        return self.actors[name]
+
+    @property
+    def peer(self) -> Actor:
+        """The far end of the connection, which shares nothing."""
+        return self.actors[PEER]
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The names of the threads that block in recv in every holder."""
+        return tuple(f"recv-{place + 1}" for place in range(self.options.threads))
+
+    @property
+    def blocking(self) -> tuple[str, ...]:
+        """The names of all threads that block, in every holder."""
+        return (*self.readers, "accept")
+
+    def expect(
+        self,
+        what: str,
+        observed: object,
+        rule: str,
+        holds: bool = True,
+        measured_s: float | None = None,
+        bound_s: float | None = None,
+    ) -> None:
+        """Write down one finding; a time over its bound breaks the promise as a false condition does.
+
+        Raises:
+            PromiseBroken: it does not hold.
+        """
+        if bound_s is not None:
+            self.slack = max(self.slack, slack())
+            bound_s *= self.slack
+        in_time = measured_s is None or bound_s is None or measured_s <= bound_s
+        self.findings.append(Finding(what, str(observed), rule, holds and in_time, measured_s, bound_s))
+        if not holds:
+            raise PromiseBroken(f"{what}: {observed}")
+        if not in_time:
+            raise PromiseBroken(f"{what}: took {measured_s:.3f} s, more than {bound_s:g} s")
+
+    def mark(self, actor: str, kind: str, at_s: float) -> None:
+        """Write down what the controller did to an actor as a whole."""
+        self.marks.append(Event(actor, "", kind, at_s))
+
+    def look(self) -> dict[str, ProcessResidue]:
+        """Look at what every process of the run holds now: the actors that live, and the registry."""
+        pids = {actor.name: actor.pid for actor in self.actors if actor.is_alive}
+        if "registry_pid" in self.facts:
+            pids["registry"] = self.facts["registry_pid"]
+        return {name: look_at(pid) for name, pid in pids.items()}
+
+    def wait_all_blocked(self, names: Collection[str]) -> dict[tuple[str, str], ThreadFacts]:
+        """Wait until every blocking thread of these holders is blocked; return the looks that showed it."""
+        return {(name, thread): self[name].wait_until_blocked(thread) for name in names for thread in self.blocking}
+
+    def wait_until(self, ask: Callable[[], _Found], wanted: _Found, within_s: float) -> tuple[_Found, float]:
+        """Ask again until the answer is the wanted one or the time is over; return the last, and when it came."""
+        deadline_s = monotonic() + within_s
+        while True:
+            found = ask()
+            now_s = monotonic()
+            if found == wanted or now_s > deadline_s:
+                return found, now_s
+
+    def events(self) -> list[Event]:
+        """Return everything that happened up to now, in the order of time."""
+        every = [*self.marks, *(event for actor in self.actors for event in actor.events)]
+        return sorted(every, key=lambda event: event.at_s)
+
+
+def _warm_up(has: Belongings) -> None:
+    """Share a socket with ourselves, so that what a process opens once and keeps is there before the first look."""
+    left, right = ss.socketpair()
+    with left, right, ss.fromshare(left.share(os.getpid())):
+        pass
+
+
+@contextmanager
+def open_stage(options: Options) -> Iterator[Stage]:
+    """Start the players of a run, and end them all at the end of the block."""
+    directory = new_directory_name()
+    environment = {TREE_VARIABLE: directory, "SHAREDSOCK_REGISTRY": None}
+    actors = Actors(options.start_method, environment=environment)
+    try:
+        yield Stage(options, actors, directory)
+    except BaseException:
+        actors.kill()
+        raise
+    with suppress(ActorDied):  # the promise of an orderly end has been checked, or an earlier one is broken
+        actors.close()
