@@ -334,28 +334,26 @@ class SharedSocket(socket.socket):
         """
         if flags is not DONTWAIT:
             flags |= DONTWAIT
-        kernel = self._descriptor.kernel
+        descriptor = self._descriptor
+        kernel = descriptor.kernel
+        has_tried = False
+        data: bytes
         if calm[kernel.slot]:
             try:
                 data = kernel.recv(bufsize, flags)
+                if data:
+                    return data
             except BlockingIOError:
-                return self._receive_bytes(bufsize, flags, has_tried=True)
+                has_tried = True
             except OSError as error:
-                raise transfer.settle(self._descriptor, kernel, error) from None
-            if data:
+                raise transfer.settle(descriptor, kernel, error) from None
+            else:
+                if bufsize:
+                    options.verdict_on_empty(descriptor)
                 return data
-        else:
-            data = self._receive_bytes(bufsize, flags)
-            if data:
-                return data
-        if bufsize:
-            options.verdict_on_empty(self._descriptor)
-        return data
-
-    def _receive_bytes(self, bufsize: int, flags: int, has_tried: bool = False) -> bytes:
-        data: bytes = transfer.receive(
-            self._descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried
-        )
+        data = transfer.receive(descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried)
+        if not data and bufsize:
+            options.verdict_on_empty(descriptor)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -539,7 +537,7 @@ class SharedSocket(socket.socket):
         """Send to an AF_ALG socket, as the stdlib does; it never waits."""
         kernel = transfer.require_kernel(self._descriptor)
         try:
-            return cast("int", kernel.sendmsg_afalg(*arguments, **options_))
+            return kernel.sendmsg_afalg(*arguments, **options_)
         except OSError as error:
             raise transfer.settle(self._descriptor, kernel, error) from None
 
@@ -589,7 +587,7 @@ class SharedSocket(socket.socket):
         except socket.gaierror:
             raise
         except TimeoutError as error:
-            return cast("int | None", error.errno) or errno.EAGAIN
+            return error.errno or errno.EAGAIN
         except OSError as error:
             return cast("int", error.errno)
         return 0
@@ -674,8 +672,9 @@ def adopt(plain: socket.socket) -> SharedSocket:
         TypeError: not a socket, or one that is ours already. OSError: closed (10038), or no number for the waker:
             then the plain socket is untouched.
     """
-    if not isinstance(plain, socket.socket) or isinstance(plain, SharedSocket):
-        raise TypeError(f"adopt() takes a plain socket.socket, not {type(plain).__name__}")
+    given: object = plain
+    if not isinstance(given, socket.socket) or isinstance(given, SharedSocket):
+        raise TypeError(f"adopt() takes a plain socket.socket, not {type(given).__name__}")
     if plain.fileno() < 0:
         raise from_errno(errno.EBADF, "adopt() of a closed socket")
     timeout_s = plain.gettimeout()
