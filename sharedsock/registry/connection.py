@@ -1,7 +1,7 @@
 """ONE CONNECTION of the server: who is at the other end, what came in, and what still has to go out.
 
 One record in, at most one descriptor with it. The buffer for ancillary data has room for the kernel's credentials and
-one descriptor, so the kernel itself closes what a hostile peer adds (F-111); the one that padding lets through is closed
+one descriptor, so the kernel itself closes what a hostile peer adds (F-111); the one padding lets through is closed
 here. A record's sender is the process that the kernel says wrote it, not the one that once connected: a forked child
 that writes on an inherited channel is not its parent (S-04, F-90).
 

@@ -174,17 +174,19 @@ class _Optional:
     """A flag, then the value: present or not, the size is the same, so a shape stays fixed."""
 
     def __init__(self, kind: _Number, blank: float) -> None:
-        self._kind, self._blank = kind, blank
+        self._kind, self._blank = kind, kind.pack(blank)
 
     def pack(self, value: Any) -> bytes:
-        return _FLAG.pack(value is not None) + self._kind.pack(self._blank if value is None else value)
+        return _FLAG.pack(value is not None) + (self._blank if value is None else self._kind.pack(value))
 
     def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        given, offset = _FLAG.unpack(data, offset)
-        value, offset = self._kind.unpack(data, offset)
-        if not given and value != self._blank:
+        given, start = _FLAG.unpack(data, offset)
+        value, end = self._kind.unpack(data, start)
+        if given:
+            return value, end
+        if data[start:end] != self._blank:
             raise ProtocolError("bad blank")
-        return (value if given else None), offset
+        return None, end
 
 
 class _List:
