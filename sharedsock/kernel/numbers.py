@@ -1,7 +1,7 @@
 """Which file numbers this process owns, and what a fork does to them.
 
-Every number the data plane opens (sockets, wakers, epoll sets, kept files) is entered here under `gate`, which a
-fork takes as well: so a forked child knows exactly which numbers it has inherited, and closes them at once. It
+Every number the data plane opens (sockets, wakers, epoll sets, kept files) is entered and closed here under `gate`,
+which a fork takes as well: so a forked child knows exactly which numbers it has inherited, and closes them at once. It
 never calls epoll_ctl on them, they are the parent's. `calm` is a page the kernel wipes in a child (MADV_WIPEONFORK):
 one look at a byte of it tells a fork, even one that ran no hook, and costs 22 ns where getpid() costs 190.
 
@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import threading
-from contextlib import suppress
-from typing import Final
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.kernel import system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "NEVER_CALM",
@@ -45,27 +49,37 @@ _WIPE_ON_FORK: Final = 18
 def _make_page() -> tuple[mmap.mmap, bool]:
     page = mmap.mmap(-1, _SLOTS, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
+        if not sys.platform.startswith("linux"):  # 18 means something else there, or nothing
+            raise OSError
         page.madvise(_WIPE_ON_FORK)
     except (OSError, ValueError, AttributeError):
-        wiped = False
+        is_wiped = False
     else:
-        wiped = True
+        is_wiped = True
     page[0] = 1
-    return page, wiped
+    return page, is_wiped
 
 
 calm, _page_is_wiped = _make_page()
+
+# The innermost lock: nobody takes another one while he holds it, and a fork takes it last. A destructor takes it too,
+# on top of whatever this thread holds, so any other order could wait in a circle.
 gate = threading.RLock()
 
 _owned: set[int] = set()
 _era = 0
 _pid = os.getpid()
 _reserve = -1
+_reserve_identity: tuple[int, ...] = ()
+_wants_reserve = False
 
 
 def slot_of(number: int) -> int:
-    """Return the byte of `calm` that belongs to a number; a number beyond the page never takes the fast path."""
-    return number + 1 if 0 <= number < NEVER_CALM - 1 else NEVER_CALM
+    """Return the byte of `calm` that belongs to a number.
+
+    One beyond the page never takes the fast path; none does where a fork does not wipe the page.
+    """
+    return number + 1 if _page_is_wiped and 0 <= number < NEVER_CALM - 1 else NEVER_CALM
 
 
 def current_era() -> int:
@@ -91,16 +105,34 @@ def owned() -> frozenset[int]:
     return frozenset(_owned)
 
 
-def release(number: int, era: int) -> None:
-    """Close a number, unless it belongs to an earlier era: then the fork has closed it, and it is a stranger's now."""
-    if disown(number, era):
+def release(number: int, era: int, close: Callable[[], object] | None = None) -> bool:
+    """Close a number, unless it belongs to an earlier era: then the fork has closed it, and it is a stranger's now.
+
+    Args:
+        close: closes it instead, where an object of the stdlib holds the number.
+
+    Returns:
+        Whether it was of this era, and is closed now.
+    """
+    # Off the list and closed in one piece: a child forked in between would inherit a number it does not know of, and
+    # keep a socket open that everybody else has closed. At exit no fork can come, but a thread may have ended inside.
+    gate_or_none: Any = nullcontext() if sys.is_finalizing() else gate
+    with gate_or_none:
+        if not disown(number, era):
+            return False
         with suppress(OSError):  # EBADF: closed behind our back; there is nothing left to give back
-            system.close(number)
+            if close is None:
+                system.close(number)
+            else:
+                close()
+        if _wants_reserve and _reserve < 0:
+            open_reserve()
+        return True
 
 
 def disown(number: int, era: int) -> bool:
     """Take a number off the list for somebody who closes it himself; False: it belongs to an earlier era."""
-    if era != _era or number not in _owned:
+    if era != _era:
         return False
     _owned.discard(number)
     return True
@@ -108,17 +140,22 @@ def disown(number: int, era: int) -> bool:
 
 def open_reserve() -> None:
     """Keep one number in reserve, so that a close can keep the real file although the table is full (EMFILE)."""
-    global _reserve
+    global _reserve, _reserve_identity, _wants_reserve
+    _wants_reserve = True
     if _reserve < 0:
-        with suppress(OSError):
-            _reserve = system.open_dead_file()
+        with suppress(OSError):  # full now: the next number that is closed becomes the reserve
+            _reserve = system.open_dead_file(0)
+            _reserve_identity = system.file_identity(_reserve)
 
 
 def spend_reserve() -> bool:
     """Give the reserve number back to the table for the next open; tell whether there was one."""
     global _reserve
     number, _reserve = _reserve, -1
-    if number < 0:
+    try:
+        if number < 0 or system.file_identity(number) != _reserve_identity:
+            return False  # somebody has closed it behind our back: the number may be a stranger's now
+    except OSError:
         return False
     system.close(number)
     return True

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import threading
-from contextlib import suppress
 from itertools import starmap
 from socket import SO_ERROR, SOL_SOCKET
 from threading import get_ident
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from sharedsock.kernel import numbers, system
+from sharedsock.kernel import numbers
 from sharedsock.kernel.system import tcp_state
-from sharedsock.kernel.waiting import READ, WRITE, wait
+from sharedsock.kernel.waiting import READ, WRITE, pause, wait
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, OperationAborted, from_errno
 from sharedsock.model.identity import PendingOperation
@@ -32,34 +30,46 @@ if TYPE_CHECKING:
 
     from sharedsock.kernel.sockets import KernelSocket
 
-__all__ = ["READ", "WRITE", "Waiter", "aborted", "connect", "connect_outcome", "pending", "perform", "send_all"]
+__all__ = [
+    "READ",
+    "THREAD",
+    "WRITE",
+    "Waiter",
+    "aborted",
+    "connect",
+    "connect_outcome",
+    "pending",
+    "perform",
+    "send_all",
+]
+
+Waiter: TypeAlias = list[Any]
+"""One operation inside `perform`: [kind, since_s, thread ident], and then what its call has taken.
+
+A plain list, because every blocking call makes one: an object with an __init__ costs 250 ns more.
+"""
+THREAD: Final = 2
+_TAKEN: Final = 3
 
 # While the last receive had to wait, the next one waits first, which saves the failing try; every 16th tries.
 _PROBE_EVERY: Final = 16
 _BACKLOG_RETRY_S: Final = 0.02
+_FIRST_PAUSE_S: Final = 0.001
 _TCP_CLOSE: Final = 7
-
-
-class Waiter:
-    """One operation that waits, as `pending_operations()` shows it and as a close finds it."""
-
-    __slots__ = ("kind", "since_s", "taken", "thread_ident")
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.since_s = time()
-        self.thread_ident = get_ident()
-        self.taken: list[Any] = []
+# So many "ready" in a row that were not, faster than this each, are no competition but a condition that poll reports
+# and the call does not see: a full peer of an unconnected AF_UNIX datagram socket, a queued error message.
+_LOSSES: Final = 16
+_SPIN_S: Final = 0.0002
 
 
 def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:
     """Return the operations of this process that wait on the socket now."""
     threads = {thread.ident: thread for thread in threading.enumerate()}
     rows = []
-    for waiter in tuple(kernel.waiters):
-        thread = threads.get(waiter.thread_ident)
+    for kind, since_s, ident, *_ in tuple(kernel.waiters.values()):
+        thread = threads.get(ident)
         name, native_id = ("", 0) if thread is None else (thread.name, thread.native_id or 0)
-        rows.append(PendingOperation(name, native_id, waiter.kind, waiter.since_s))
+        rows.append(PendingOperation(name, native_id, kind, since_s))
     return tuple(rows)
 
 
@@ -67,8 +77,9 @@ def aborted(kernel: KernelSocket, kind: str, bytes_transferred: int = 0) -> Oper
     """Build the error of an operation that a close of this process has ended."""
     if trace.hook is not None:
         trace.hit("op.aborted", number=kernel.number, kind=kind)
+    taken = f"{bytes_transferred} bytes were queued" if bytes_transferred else "nothing was taken"
     return OperationAborted(
-        f"{kind} ended: this process closed the descriptor in {kernel.aborted}; nothing was taken",
+        f"{kind} ended: this process closed the descriptor in {kernel.aborted}; {taken}",
         operation=kind,
         bytes_transferred=bytes_transferred,
         closed_by=kernel.aborted,
@@ -99,22 +110,30 @@ def perform(
         TimeoutError: the time is over; the call took nothing.
         OSError: as the call.
     """
+    # The hot path of a conversation: a blocking receive is one pass through here, so each line was measured.
     deadline = None if timeout_s is None else monotonic() + timeout_s
-    is_read = direction == READ
-    wait_first = timeout_s != 0 and (has_tried or (is_read and 0 < kernel.streak < _PROBE_EVERY))
-    waiter = Waiter(kind)
-    taken = waiter.taken
-    kernel.waiters[waiter] = None
+    left_s = timeout_s
+    waiter: Waiter = [kind, time(), get_ident()]
+    key = id(waiter)
+    waiters = kernel.waiters
+    waiters[key] = waiter
     try:
         if trace.hook is not None:
             trace.hit("op.enter", number=kernel.number, kind=kind)
         if kernel.aborted is not None:
             raise NotASocket(f"{kind}: this process closed the descriptor in {kernel.aborted}")
+        must_wait = timeout_s != 0 and (has_tried or (direction == READ and 0 < kernel.streak < _PROBE_EVERY))
+        losses = 0
+        lost_at_s = 0.0
         while True:
-            if wait_first:
+            if must_wait:
                 if trace.hook is not None:
                     trace.hit("op.waiting", number=kernel.number, kind=kind)
-                is_ready = wait(kernel, direction, deadline)
+                wait_set = kernel.sets.get(direction)
+                if wait_set is None or (left_s is not None and left_s <= 0):
+                    is_ready = wait(kernel, direction, deadline)
+                else:
+                    is_ready = wait_set.poll(left_s, 1)
                 if trace.hook is not None:
                     trace.hit("op.ready", number=kernel.number, kind=kind)
                 # A waiter that sees both, the abort and data, leaves without taking.
@@ -122,46 +141,74 @@ def perform(
                     raise aborted(kernel, kind)
                 if not is_ready:
                     raise TimeoutError("timed out")
-            # One C call takes and stores: no bytecode boundary, so no interrupt, can fall between.
             try:
-                taken.extend(starmap(call, (arguments,)))
-            except BlockingIOError:
-                if timeout_s == 0:
-                    raise
-                wait_first = True
-                continue
+                # One C instruction takes and stores: no interrupt can fall between.
+                waiter += starmap(call, (arguments,))
             except OSError as error:
-                if error.errno == errno.EBADF and kernel.aborted is not None:
+                if kernel.is_buried:  # the call met the dead file
                     raise aborted(kernel, kind) from None
-                raise
-            if is_read:
-                _note_streak(kernel, wait_first)
+                if timeout_s == 0 or not isinstance(error, BlockingIOError):
+                    raise
+                if must_wait:
+                    losses += 1
+                    if losses == 1:
+                        lost_at_s = monotonic()
+                    elif losses % _LOSSES == 0:
+                        lost_at_s = _pause_if_spinning(kernel, losses, lost_at_s, deadline)
+                if deadline is not None:
+                    left_s = deadline - monotonic()
+                must_wait = True
+                continue
+            if direction == READ:
+                if must_wait and 0 < kernel.streak < _PROBE_EVERY - 1:
+                    kernel.streak += 1
+                else:
+                    _note_streak(kernel, must_wait)
             if trace.hook is not None:
                 trace.hit("op.done", number=kernel.number, kind=kind)
-            return taken.pop()
+            # Rule 3: the interpreter looks for signals after a call, so not between these lines and our caller's next.
+            result = waiter[_TAKEN]
+            del waiters[key]
+            if kernel.closers:
+                _tell_closers(kernel)
+            return result
     except BaseException:
-        if taken and keep is not None:
-            kernel.kept.append(keep(taken.pop()))
+        if key in waiters:
+            del waiters[key]
+        if kernel.closers:
+            _tell_closers(kernel)
+        if keep is not None and len(waiter) > _TAKEN:
+            kernel.kept.append(keep(waiter[_TAKEN]))
             numbers.calm[kernel.slot] = 0
         raise
-    finally:
-        # Race: a closer sets `drained` before it looks at the waiters; we leave before we look at `drained`.
-        kernel.waiters.pop(waiter, None)
-        if kernel.drained is not None:
-            kernel.drained.set()
 
 
-def _note_streak(kernel: KernelSocket, waited: bool) -> None:
+def _tell_closers(kernel: KernelSocket) -> None:
+    """Having left, tell each closer for whom we were the last to wait for (sockets.wait_drained)."""
+    for told, own_count in tuple(kernel.closers):
+        if len(kernel.waiters) <= own_count:
+            told.put(None)
+
+
+def _note_streak(kernel: KernelSocket, has_waited: bool) -> None:
     """Remember whether receiving had to wait; while it did not, or when a probe is due, the fast path is open."""
-    if waited:
-        kernel.streak = streak = kernel.streak % _PROBE_EVERY + 1
-        is_calm = streak == _PROBE_EVERY
-    else:
-        kernel.streak = 0
-        is_calm = True
+    kernel.streak = kernel.streak % _PROBE_EVERY + 1 if has_waited else 0
+    if 0 < kernel.streak < _PROBE_EVERY:
+        numbers.calm[kernel.slot] = 0
+        return
+    numbers.calm[kernel.slot] = kernel.slot != numbers.NEVER_CALM
+    # Race: a close or an interrupted call in another thread marks first and closes the fast path then; we open it
+    # first and look for the mark then.
     if kernel.kept or kernel.aborted is not None:
-        is_calm = False
-    numbers.calm[kernel.slot] = is_calm and kernel.slot != numbers.NEVER_CALM
+        numbers.calm[kernel.slot] = 0
+
+
+def _pause_if_spinning(kernel: KernelSocket, losses: int, since_s: float, deadline: float | None) -> float:
+    """Pause where "ready" has been wrong too fast and too often; return the time from which to count on (I7)."""
+    if monotonic() - since_s < _LOSSES * _SPIN_S:
+        rounds = min(losses // _LOSSES, 8)
+        pause(kernel, min(_FIRST_PAUSE_S * 2 ** (rounds - 1), _BACKLOG_RETRY_S), deadline)
+    return monotonic()
 
 
 def send_all(kernel: KernelSocket, data: memoryview, flags: int, timeout_s: float | None) -> None:
@@ -184,6 +231,10 @@ def send_all(kernel: KernelSocket, data: memoryview, flags: int, timeout_s: floa
         except OperationAborted as error:
             error.bytes_transferred = sent
             raise
+        except NotASocket:
+            if not sent:
+                raise
+            raise aborted(kernel, "sendall", sent) from None  # closed between two sends of one operation
 
 
 def connect(kernel: KernelSocket, address: Any, timeout_s: float | None) -> None:
@@ -234,27 +285,32 @@ def _connect_to_full_backlog(kernel: KernelSocket, address: Any, timeout_s: floa
     wait, and nobody could abort it. So we try again at growing intervals, and wait for the waker in between.
     """
     deadline = None if timeout_s is None else monotonic() + timeout_s
-    poll = system.make_poll()
-    poll.register(kernel.waker.number, select.POLLIN)
-    waiter = Waiter("connect")
-    kernel.waiters[waiter] = None
-    interval_s = 0.001
+    waiter: Waiter = ["connect", time(), get_ident()]
+    key = id(waiter)
+    kernel.waiters[key] = waiter
+    interval_s = _FIRST_PAUSE_S
     try:
         while True:
-            if kernel.aborted is not None:
-                raise aborted(kernel, "connect")
             if trace.hook is not None:
                 trace.hit("op.waiting", number=kernel.number, kind="connect")
-            left_s = interval_s if deadline is None else min(interval_s, deadline - monotonic())
-            if left_s <= 0:
+            if not pause(kernel, interval_s, deadline):
                 raise TimeoutError("timed out")
-            if poll.poll(left_s * 1000):
-                continue
+            if trace.hook is not None:
+                trace.hit("op.ready", number=kernel.number, kind="connect")
+            if kernel.aborted is not None:
+                raise aborted(kernel, "connect")
             interval_s = min(interval_s * 2, _BACKLOG_RETRY_S)
-            with suppress(BlockingIOError):
+            try:
                 kernel.connect(address)
                 return
+            except BlockingIOError:
+                continue
+            except OSError:
+                if kernel.is_buried:  # the call met the dead file
+                    raise aborted(kernel, "connect") from None
+                raise
     finally:
-        kernel.waiters.pop(waiter, None)
-        if kernel.drained is not None:
-            kernel.drained.set()
+        if key in kernel.waiters:
+            del kernel.waiters[key]
+        if kernel.closers:
+            _tell_closers(kernel)

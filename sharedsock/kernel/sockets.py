@@ -14,11 +14,14 @@ from __future__ import annotations
 import _socket
 import errno
 import os
-import threading
+from _queue import SimpleQueue
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from socket import AF_UNIX
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sharedsock.kernel import numbers, system, waiting
+from sharedsock.kernel.operations import THREAD
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
 
@@ -43,8 +46,8 @@ __all__ = [
 
 # Numbers of closed descriptors that wait for their last frame: id of the object -> number.
 _retiring: dict[int, int] = {}
-_dead_number = -1
-_dead_inode = -1
+# The dead files: kind -> number, and what tells that the number is still that file.
+_dead: dict[int, tuple[int, tuple[int, ...]]] = {}
 
 
 def retiring() -> int:
@@ -63,40 +66,73 @@ class KernelSocket(_socket.socket):
     Attributes:
         number: its file number, fixed.
         slot: its byte in `numbers.calm`.
+        era: the era of `numbers` it was opened in.
         aborted: None, or who closed the descriptor ("thread (place)"); set once.
-        waiters: the operations that wait now.
+        is_buried: the number is no longer the socket: the dead file lies over it, or it was given away.
+        waiters: the operations inside `perform` now, by the id of their row (operations.py).
+        closers: who waits for the waiters to leave: a queue to be told on, and how many waiters are his own.
         kept: what an interrupted call had already taken; the next call of that direction returns it (rule 3).
+        streak: receives in a row that had to wait, from one probe to the next.
     """
 
-    __slots__ = ("_era", "aborted", "drained", "kept", "number", "sets", "slot", "streak", "waiters", "waker")
+    __slots__ = (
+        "aborted",
+        "closers",
+        "era",
+        "is_buried",
+        "kept",
+        "number",
+        "sets",
+        "slot",
+        "streak",
+        "waiters",
+        "waker",
+    )
 
     number: int
 
-    def __init__(self, family: int, type: int, proto: int, fileno: int | None = None, waker: Waker | None = None) -> None:  # noqa: A002  # as in _socket
+    def __init__(
+        self,
+        family: int,
+        type: int,  # as in _socket
+        proto: int,
+        fileno: int | None = None,
+        waker: Waker | None = None,
+    ) -> None:
         self.number = -1
+        self.era = numbers.current_era()
         with numbers.gate:
             super().__init__(family, type, proto, fileno)
             self.number = numbers.own(_socket.socket.fileno(self))
-            self._era = numbers.current_era()
-        self.settimeout(0.0)  # O_NONBLOCK, and the C methods never wait by themselves
-        self.slot = numbers.slot_of(self.number)
-        self.aborted: str | None = None
-        self.drained: threading.Event | None = None
-        self.waiters: dict[Waiter, None] = {}
-        self.sets: list[WaitSet | None] = [None, None]
-        self.kept: list[Any] = []
-        self.streak = 0
-        self.waker = Waker() if waker is None else waker
+        try:
+            self.settimeout(0.0)  # O_NONBLOCK, and the C methods never wait by themselves
+            self.slot = numbers.slot_of(self.number)
+            self.aborted: str | None = None
+            self.is_buried = False
+            self.waiters: dict[int, Waiter] = {}
+            self.closers: list[tuple[SimpleQueue[None], int]] = []
+            self.sets: dict[int, WaitSet] = {}
+            self.kept: list[Any] = []
+            self.streak = 0
+            self.waker = Waker() if waker is None else waker
+        except BaseException:
+            self._free()  # now, not when the traceback that holds us is dropped
+            raise
         if self.slot != numbers.NEVER_CALM:
             numbers.calm[self.slot] = 1
 
-    def __del__(self) -> None:
+    def _free(self) -> None:
         number = self.number
-        if number < 0:
+        if number < 0:  # interrupted before it was entered: the C object alone knows it
+            self.close()
             return
+        self.number = -1
         self.detach()
+        numbers.release(number, self.era)
+
+    def __del__(self) -> None:
+        self._free()
         _retiring.pop(id(self), None)
-        numbers.release(number, self._era)
 
 
 class ClosedKernel:
@@ -109,7 +145,7 @@ class ClosedKernel:
         self.number = -1
         self.slot = numbers.NEVER_CALM
         self.aborted = closed_by
-        self.waiters: dict[Any, None] = {}
+        self.waiters: dict[int, Waiter] = {}
 
     def raise_refusal(self) -> NoReturn:
         """Raise the error every use of this descriptor gets."""
@@ -119,36 +155,42 @@ class ClosedKernel:
         raise self._refuse()
 
 
-def _require_dead_file() -> int:
+def _require_dead_file(family: int) -> int:
     """Return the number of the dead file, opened with the first socket; reopened if somebody closed it on us."""
-    global _dead_number, _dead_inode
+    kind = 1 if family == AF_UNIX and not hasattr(os, "O_PATH") else 0
     with numbers.gate:
+        number, identity = _dead.get(kind, (-1, ()))
         try:
-            if _dead_number >= 0 and os.fstat(_dead_number).st_ino == _dead_inode:
-                return _dead_number
+            if number >= 0 and system.file_identity(number) == identity:
+                return number
         except OSError:
             pass
-        _dead_number = system.open_dead_file()
-        _dead_inode = os.fstat(_dead_number).st_ino
+        try:
+            number = system.open_dead_file(family)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or not numbers.spend_reserve():
+                raise
+            number = system.open_dead_file(family)
+        _dead[kind] = number, system.file_identity(number)
         numbers.open_reserve()
-        return _dead_number
+        return number
 
 
-def open_socket(family: int, type: int, proto: int) -> KernelSocket:  # noqa: A002  # as in socket.socket
+def open_socket(family: int, type: int, proto: int) -> KernelSocket:  # as in socket.socket
     """Open a new kernel socket, nonblocking and close-on-exec.
 
     Raises:
         OSError: as socket(2); EMFILE, ENFILE or ENOMEM also for the waker. Nothing is left open.
     """
-    if _dead_number < 0:
-        _require_dead_file()
+    if not _dead:
+        _require_dead_file(family)
     kernel = KernelSocket(family, type, proto)
     if trace.hook is not None:
         trace.hit("open.created", number=kernel.number)
     return kernel
 
 
-def adopt(number: int, family: int, type: int, proto: int, waker: Waker | None = None) -> KernelSocket:  # noqa: A002
+def adopt(number: int, family: int, type: int, proto: int, waker: Waker | None = None) -> KernelSocket:  # as above
     """Take over a file number that is a socket; from now on it is ours to close.
 
     Args:
@@ -157,25 +199,28 @@ def adopt(number: int, family: int, type: int, proto: int, waker: Waker | None =
         waker: one made beforehand, so that an accepted client cannot be lost for want of a number.
 
     Raises:
-        OSError: EBADF, ENOTSOCK; or no number for the waker: then the number is closed, nothing is left open.
+        OSError: EBADF, ENOTSOCK: not ours, untouched. Or no number for the waker: closed, nothing is left open.
     """
-    if _dead_number < 0:
-        _require_dead_file()
+    if not _dead:
+        _require_dead_file(family)
     return KernelSocket(family, type, proto, number, waker)
 
 
 def abort(kernel: KernelSocket, closed_by: str) -> None:
     """End this process's operations on the socket: mark, take the number out of the sets, wake. Never waits.
 
+    Aborting twice, from two threads or on top of oneself, is aborting once; each caller may then wait and bury.
     Other processes: unaffected; there is no shutdown(), no signal, no byte.
     """
     # Race: abort against a thread about to wait.
     #   abort first: the waker is already readable, the wait returns at once.
     #   wait first:  the waker becomes readable and ends it.
     # Nobody drains the waker after abort, so neither order loses it. Test: tests/races/test_abort_meets_wait.py
+    if kernel.aborted is None:
+        kernel.aborted = closed_by
     numbers.calm[kernel.slot] = 0
-    kernel.drained = threading.Event()
-    kernel.aborted = closed_by
+    if numbers.is_forked() or kernel.era != numbers.current_era():
+        return  # a forked child: sets and waker are the parent's, and its threads wait on them
     waiting.unregister(kernel)
     kernel.waker.signal()
 
@@ -186,23 +231,36 @@ def wait_drained(kernel: KernelSocket) -> None:
     A close from a signal handler or a destructor may run on top of this thread's own wait: that one leaves when the
     handler returns, and meets the mark before it tries again.
     """
-    me = threading.get_ident()
-    drained = kernel.drained
-    assert drained is not None, "abort() comes first"
-    while any(waiter.thread_ident != me for waiter in tuple(kernel.waiters)):
-        drained.wait()
-        drained.clear()
+    me = get_ident()
+    assert kernel.aborted is not None, "abort() comes first"
+    own_count = sum(waiter[THREAD] == me for waiter in tuple(kernel.waiters.values()))
+    # Race: we announce ourselves before we look at the waiters; a waiter leaves before it looks at us.
+    # Each closer has a queue of his own: a shared event, cleared by one, would let the other sleep (F-48).
+    told: SimpleQueue[None] = SimpleQueue()
+    closer = told, own_count
+    kernel.closers.append(closer)
+    try:
+        while len(kernel.waiters) > own_count:
+            told.get()
+    finally:
+        kernel.closers.remove(closer)
 
 
 def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
     """Put the dead file over the number; with `keep`, hand out a new number on the real file first.
 
     After this no call through `kernel` can reach the socket: it meets the dead file and gets EBADF. The kept number
-    is entered as owned, for `numbers.release`; None where it was not asked for, or could not be had.
+    is entered as owned, for `numbers.release`; None where it was not asked for, or could not be had, or the socket is
+    buried already.
     """
-    dead = _require_dead_file()
     kept: int | None = None
     with numbers.gate:
+        if kernel.is_buried:
+            return None
+        try:
+            dead = _require_dead_file(kernel.family)
+        except OSError:  # closed behind our back, and the table is full: the waker answers ENOTSOCK, which does as well
+            dead = kernel.waker.number
         if keep:
             try:
                 kept = numbers.own(system.duplicate(kernel.number))
@@ -210,15 +268,18 @@ def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
                 if error.errno in (errno.EMFILE, errno.ENFILE) and numbers.spend_reserve():
                     with suppress(OSError):  # another thread took the number: the kernel's rule ends the socket
                         kept = numbers.own(system.duplicate(kernel.number))
+        kernel.is_buried = True
         _retiring[id(kernel)] = kernel.number
         system.dup2(dead, kernel.number)
+        kernel.sets.clear()  # whoever still waits in one holds it
     return kept
 
 
 def let_go(kernel: KernelSocket) -> int:
-    """Hand the number of an aborted and drained socket to the caller, who closes it; a call still inside meets EBADF."""
+    """Hand the number of an aborted, drained socket to the caller, who closes it; a call still inside meets EBADF."""
     with numbers.gate:
-        numbers.disown(kernel.number, numbers.current_era())
-        number = kernel.detach()
+        numbers.disown(kernel.number, kernel.era)
+        kernel.is_buried = True
+        kernel.sets.clear()
         kernel.number = -1
-    return number
+        return kernel.detach()

@@ -6,6 +6,7 @@ gets its named fallback where it is used (waker, waiting, sockets).
 
 from __future__ import annotations
 
+import _socket
 import errno
 import fcntl
 import os
@@ -13,6 +14,7 @@ import select
 import socket
 import struct
 import termios
+from functools import partial
 from typing import Any, Final
 
 __all__ = [
@@ -21,34 +23,41 @@ __all__ = [
     "close",
     "dup2",
     "duplicate",
+    "file_identity",
     "ioctl_int",
     "make_epoll",
     "make_eventfd",
+    "make_pipe",
     "make_poll",
     "open_dead_file",
     "reset_connection",
     "socket_cookie",
     "tcp_state",
+    "unread_bytes",
+    "unsent_bytes",
     "write_eventfd",
+    "write_pipe",
 ]
 
 DONTWAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
 NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 
 _SO_COOKIE: Final = 57
-_TCP_INFO: Final = getattr(socket, "TCP_INFO", 11)
+_TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
 
 close = os.close
 write_eventfd = getattr(os, "eventfd_write", None)
+write_pipe = os.write
+make_pipe = os.pipe
 make_poll = select.poll
 
 
-def make_eventfd() -> int:
-    """Open a nonblocking, close-on-exec eventfd; OSError(ENOSYS) where the platform has none."""
-    make = getattr(os, "eventfd", None)
-    if make is None:
-        raise OSError(errno.ENOSYS, "no eventfd on this platform")
-    return int(make(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+def _no_eventfd() -> int:
+    raise OSError(errno.ENOSYS, "no eventfd on this platform")
+
+
+# A C callable, not a function of ours: its caller stores the number before any interrupt can fall (waker.py).
+make_eventfd: Any = partial(os.eventfd, 0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if hasattr(os, "eventfd") else _no_eventfd
 
 
 def make_epoll() -> Any:
@@ -69,14 +78,24 @@ def duplicate(number: int) -> int:
     return fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
 
 
-def open_dead_file() -> int:
-    """Open a file on which every socket call answers EBADF: O_PATH, else an unconnected socket of another family."""
+def open_dead_file(family: int) -> int:
+    """Open a file that answers no call of a socket of this family.
+
+    O_PATH: every socket call on it answers EBADF. Elsewhere an unconnected datagram socket of another family: one of
+    the same family would really send and connect.
+    """
     path_only = getattr(os, "O_PATH", None)
     if path_only is not None:
         return os.open("/", path_only | os.O_CLOEXEC)
-    dead = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    dead = socket.socket(socket.AF_INET if family == socket.AF_UNIX else socket.AF_UNIX, socket.SOCK_DGRAM)
     dead.setblocking(False)
     return dead.detach()
+
+
+def file_identity(number: int) -> tuple[int, int, int]:
+    """Return what tells an open file from another that may have got its number: device, inode, and O_PATH or not."""
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino, fcntl.fcntl(number, fcntl.F_GETFL) & int(getattr(os, "O_PATH", 0))
 
 
 def ioctl_int(number: int, request: int) -> int:
@@ -96,18 +115,23 @@ def unread_bytes(number: int) -> int:
 
 def socket_cookie(number: int) -> int:
     """Return the identity of the socket behind a number: SO_COOKIE, else its device and inode (rule 16)."""
-    view = socket.socket(fileno=os.dup(number))
-    try:
-        return int(struct.unpack("Q", view.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
-    except OSError:
-        status = os.fstat(number)
-        return int(status.st_dev << 64 | status.st_ino)
-    finally:
-        view.close()
+    from sharedsock.kernel import numbers  # the only place where system needs what is built on it
+
+    with numbers.gate:  # a forked child must not inherit the duplicate
+        view = _socket.socket(-1, -1, -1, os.dup(number))
+        try:
+            return int(struct.unpack("Q", view.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
+        except OSError:
+            status = os.fstat(number)
+            return int(status.st_dev << 64 | status.st_ino)
+        finally:
+            view.close()
 
 
 def tcp_state(kernel: Any) -> int:
     """Return the state byte of TCP_INFO (1 ESTABLISHED, 7 CLOSE …), 0 where the socket is not TCP."""
+    if _TCP_INFO is None:
+        return 0
     try:
         return int(kernel.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0])
     except OSError:

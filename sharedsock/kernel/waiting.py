@@ -12,7 +12,6 @@ the waker is in the set from its first moment, and nobody drains it.
 from __future__ import annotations
 
 import select
-import threading
 from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
@@ -22,7 +21,7 @@ from sharedsock.kernel import numbers, system
 if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
 
-__all__ = ["READ", "WRITE", "WaitSet", "set_of", "unregister", "wait"]
+__all__ = ["READ", "WRITE", "WaitSet", "pause", "set_of", "unregister", "wait"]
 
 READ: Final = 0
 WRITE: Final = 1
@@ -31,69 +30,69 @@ _POLL_EVENTS: Final = (select.POLLIN, select.POLLOUT)
 
 
 class WaitSet:
-    """An epoll set with a socket and its waker; its number is freed when the last waiter has left."""
+    """An epoll set with a socket and its waker; its number is freed when the last waiter has left.
+
+    Attributes:
+        poll: epoll_wait: poll(timeout in seconds or None, most events).
+    """
 
     __slots__ = ("_epoll", "_era", "number", "poll")
 
     def __init__(self, kernel: KernelSocket, direction: int) -> None:
+        self.number = -1
+        self._era = numbers.current_era()
         with numbers.gate:
-            epoll = system.make_epoll()
-            self._epoll: Any = epoll
-            self._era = numbers.current_era()
-            self.number: int = numbers.own(epoll.fileno())
-            self.poll = epoll.poll
+            epoll: Any = system.make_epoll()
+            self._epoll = epoll
+            self.number = numbers.own(epoll.fileno())
+        self.poll = epoll.poll
         epoll.register(kernel.waker.number, select.EPOLLIN)
         epoll.register(kernel.number, (select.EPOLLIN, select.EPOLLOUT)[direction])
 
     def forget(self, number: int) -> None:
-        """Take a socket out, while the number still is that socket: a set that knows a closed one keeps reporting it."""
+        """Take a socket out while the number still is that socket: a set that knows a closed one keeps reporting it."""
         with suppress(OSError):  # ENOENT, EBADF: somebody closed the number behind our back
             self._epoll.unregister(number)
 
     def __del__(self) -> None:
-        if numbers.disown(self.number, self._era):
-            self._epoll.close()
-        else:
+        if self.number < 0:  # no set could be had
+            return
+        if not numbers.release(self.number, self._era, self._epoll.close):
             _keep_for_ever.append(self._epoll)
 
 
 # select.epoll closes its number when it is collected. In a forked child that number is closed already, and may be
 # a stranger's by now: an inherited epoll object must never be collected.
 _keep_for_ever: list[Any] = []
-_making = threading.RLock()
 
 
 def renew_lock() -> None:
-    """In a forked child: the lock may have been held by a thread that does not exist here."""
-    global _making
-    _making = threading.RLock()
+    """In a forked child: nothing to renew, a set is made without a lock; kept for callers of an earlier version."""
 
 
 def set_of(kernel: KernelSocket, direction: int) -> WaitSet | None:
     """Return the set of a direction, made at its first use; None where none can be had, or the socket was aborted."""
-    wait_set = kernel.sets[direction]
-    if wait_set is not None:
-        return wait_set
-    with _making:
-        wait_set = kernel.sets[direction]
-        if wait_set is None and kernel.aborted is None:
-            try:
-                wait_set = WaitSet(kernel, direction)
-            except OSError:
-                return None
-            kernel.sets[direction] = wait_set
-    if kernel.aborted is not None and wait_set is not None:
-        # A close in a signal handler, between the making and the storing, has not seen this set.
-        wait_set.forget(kernel.number)
+    wait_set = kernel.sets.get(direction)
+    if wait_set is None and kernel.aborted is None:
+        try:
+            # Two threads may make one each: the first to store wins, the other's is collected.
+            wait_set = kernel.sets.setdefault(direction, WaitSet(kernel, direction))
+        except OSError:
+            return None
+    if kernel.aborted is not None:
+        # A close between the making and the storing (a signal handler's, on top of us) has not seen this set: drop
+        # it, before it reports a socket that is no longer ours.
+        unseen = kernel.sets.pop(direction, None)
+        if unseen is not None:
+            unseen.forget(kernel.number)
+        return None
     return wait_set
 
 
 def unregister(kernel: KernelSocket) -> None:
     """Take the socket's number out of both sets, before the number stops being that socket (rule 6)."""
-    with _making:
-        for wait_set in kernel.sets:
-            if wait_set is not None:
-                wait_set.forget(kernel.number)
+    for wait_set in tuple(kernel.sets.values()):
+        wait_set.forget(kernel.number)
 
 
 def wait(kernel: KernelSocket, direction: int, deadline: float | None) -> bool:
@@ -101,9 +100,8 @@ def wait(kernel: KernelSocket, direction: int, deadline: float | None) -> bool:
 
     The caller looks at `kernel.aborted` first, then tries: a true answer is a hint, another process may be faster.
     """
-    if deadline is None:
-        timeout_s = -1.0
-    else:
+    timeout_s: float | None = None
+    if deadline is not None:
         timeout_s = deadline - monotonic()
         if timeout_s <= 0:
             return False
@@ -114,4 +112,18 @@ def wait(kernel: KernelSocket, direction: int, deadline: float | None) -> bool:
     poll.register(kernel.waker.number, select.POLLIN)
     if kernel.aborted is None:
         poll.register(kernel.number, _POLL_EVENTS[direction])
-    return bool(poll.poll(None if deadline is None else timeout_s * 1000.0))
+    return bool(poll.poll(None if timeout_s is None else timeout_s * 1000.0))
+
+
+def pause(kernel: KernelSocket, interval_s: float, deadline: float | None) -> bool:
+    """Wait for the waker alone; report False when the deadline has passed.
+
+    For the few conditions the kernel has no event for, or reports an event that is none.
+    """
+    left_s = interval_s if deadline is None else min(interval_s, deadline - monotonic())
+    if left_s <= 0:
+        return False
+    poll = system.make_poll()
+    poll.register(kernel.waker.number, select.POLLIN)
+    poll.poll(left_s * 1000.0)
+    return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from itertools import chain, starmap
 
 from sharedsock.kernel import numbers, system
 
@@ -19,37 +20,44 @@ __all__ = ["Waker"]
 class Waker:
     """An eventfd, or a pipe where the platform has none.
 
+    Attributes:
+        number: readable once signalled.
+
     Raises:
         OSError: EMFILE, ENFILE, ENOMEM; nothing is left open.
     """
 
-    __slots__ = ("_era", "_write_number", "number")
+    __slots__ = ("_era", "_numbers", "number")
 
     def __init__(self) -> None:
-        self.number = self._write_number = -1
+        self._numbers: list[int] = []
+        self._era = numbers.current_era()
+        # Opened and stored in one C call: an interrupt finds no number that nobody closes.
+        opened = self._numbers
         with numbers.gate:
-            self._era = numbers.current_era()
             try:
-                self.number = self._write_number = numbers.own(system.make_eventfd())
+                opened += starmap(system.make_eventfd, ((),))
             except OSError as error:
                 if error.errno != errno.ENOSYS:
                     raise
-                self.number, self._write_number = map(numbers.own, os.pipe())
-                os.set_blocking(self.number, False)
-                os.set_blocking(self._write_number, False)
+                opened += chain.from_iterable(starmap(system.make_pipe, ((),)))
+                for number in opened:
+                    os.set_blocking(number, False)
+            for number in opened:
+                numbers.own(number)
+        self.number = opened[0]
 
     def signal(self) -> None:
-        """Make the number readable, for ever; waking twice is waking once."""
-        if self.number == self._write_number:
-            assert system.write_eventfd is not None
-            with suppress(BlockingIOError):  # the counter is at its limit: readable already
+        """Make the number readable, for ever; waking twice is waking once. A forked child's copy stays silent."""
+        if self._era != numbers.current_era():
+            return
+        with suppress(BlockingIOError):  # the counter is at its limit, or the pipe full: readable already
+            if len(self._numbers) == 1:
+                assert system.write_eventfd is not None
                 system.write_eventfd(self.number, 1)
-        else:
-            with suppress(BlockingIOError):
-                os.write(self._write_number, b"\1")
+            else:
+                system.write_pipe(self._numbers[1], b"\1")
 
     def __del__(self) -> None:
-        if self.number >= 0:
-            numbers.release(self.number, self._era)
-            if self._write_number != self.number:
-                numbers.release(self._write_number, self._era)
+        for number in self._numbers:
+            numbers.release(number, self._era)
