@@ -88,6 +88,6 @@ prepare_venv() {
     # --group needs pip 25.1, newer than the one a Python brings along.
     "$venv/bin/python" -m pip install --quiet --upgrade 'pip>=25.1' &&
         "$venv/bin/python" -m pip install --quiet --editable . --group dev ||
-        fail "installing failed; a package index must be reachable (pip's own settings apply)"
+        fail "installing failed, see above; pip needs a package index (its own settings apply)"
     printf '%s\n' "$now" >"$stamp"
 }
