@@ -3,7 +3,7 @@
 A call returns the registry's answer, or raises what it refused with, or `RegistryGone` (at once when the registry
 dies, after T_rpc when it hangs). What arrives with a claim is judged here: whether it is a socket, which one it is and
 of what family and type, are read from the kernel and never believed (rule 16, F-34, F-37). A claim that does not reach
-its caller leaves nothing behind: the descriptor is closed and the ticket handed back, wherever a KeyboardInterrupt lands.
+its caller leaves nothing behind: the descriptor is closed and the ticket handed back, wherever an interrupt lands.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Client(Link):
             recovered: it was shared through an earlier registry, so that others may hold the socket unannounced.
         """
         reply = self._call(
-            Code.ANNOUNCE, start=True, recovered=recovered, **_socket_fields(socket), **_descriptor_fields(descriptor)
+            Code.ANNOUNCE, may_start=True, recovered=recovered, **_socket_fields(socket), **_descriptor_fields(descriptor)
         )
         self._session.held.add(descriptor.descriptor)
         return int(reply.slot)
@@ -90,8 +90,8 @@ class Client(Link):
             _check_pid(target)
         reply = self._call(
             Code.ISSUE,
-            start=True,
-            descriptor_fd=fd,
+            may_start=True,
+            passing=fd,
             socket=socket,
             descriptor=descriptor,
             target=target,
@@ -199,11 +199,11 @@ class Client(Link):
     def lend(self, socket: SocketId, descriptor: DescriptorId, target: int) -> None:
         """Count a reference that ends with the process `target`, which needs not know us."""
         _check_pid(target)
-        self._call(Code.LEND, start=True, socket=socket, descriptor=descriptor, target=target)
+        self._call(Code.LEND, may_start=True, socket=socket, descriptor=descriptor, target=target)
 
     def references(self, socket: SocketId) -> int:
         """Return how many descriptors (open, closing, lent) and unclaimed tickets the socket has."""
-        return int(self._call(Code.REFERENCES, start=True, socket=socket).value)
+        return int(self._call(Code.REFERENCES, may_start=True, socket=socket).value)
 
     def holders(self, socket: SocketId) -> tuple[Holder, ...]:
         """Return every reference of a socket."""
@@ -223,7 +223,7 @@ class Client(Link):
         rows: list[tuple[Any, ...]] = []
         start = 0
         while True:
-            page = self._call(code, start=True, **values) if not start else self._call(code, **values)
+            page = self._call(code, may_start=not start, start=start, **values)
             rows.extend(page.items)
             if page.following <= start:  # 0 at the end; anything else that is not further on would go round for ever
                 return rows
@@ -236,7 +236,7 @@ class Client(Link):
             raise TypeError(f"no common state is called {', '.join(sorted(unknown))}")
         blank: dict[str, Any] = dict.fromkeys(COMMON_FIELDS, False) | {"linger_s": None}
         changed = sum(1 << bit for bit, name in enumerate(COMMON_FIELDS) if name in changes)
-        self._call(Code.SET_COMMON, start=True, socket=socket, changed=changed, **(blank | changes))
+        self._call(Code.SET_COMMON, may_start=True, socket=socket, changed=changed, **(blank | changes))
 
     def common(self, slot: int) -> CommonState:
         """Return what all sharers of the socket in a slot agree on: from the page, without a system call."""
@@ -245,16 +245,16 @@ class Client(Link):
             return page.read(slot)
         from sharedsock.registry.page import CommonState
 
-        reply = self._call(Code.COMMON, start=True, slot=slot)
+        reply = self._call(Code.COMMON, may_start=True, slot=slot)
         return CommonState(**{name: getattr(reply, name) for name in COMMON_FIELDS})
 
     def statistics(self) -> RegistryStatistics:
         """Return what the registry counts."""
-        return RegistryStatistics(**self._call(Code.STATISTICS, start=True).values)
+        return RegistryStatistics(**self._call(Code.STATISTICS, may_start=True).values)
 
     def refusals(self) -> dict[str, int]:
         """Return what the registry has refused, by cause."""
-        return {cause: int(count) for cause, count in self._call(Code.REFUSALS, start=True).items}
+        return {cause: int(count) for cause, count in self._call(Code.REFUSALS, may_start=True).items}
 
     def shutdown(self) -> None:
         """End the registry in order, whatever it still counts; sockets that are open go on working."""

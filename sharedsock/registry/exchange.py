@@ -157,7 +157,7 @@ class Exchange:
         self._leader = Turn()
         self._ids = itertools.count(1)
 
-    def ask(self, waiter: Waiter, code: Code, deadline: float, descriptor: int | None = None, **values: Any) -> Message:
+    def ask(self, waiter: Waiter, code: Code, deadline: float, fd: int | None = None, /, **values: Any) -> Message:
         """Send a request and return its reply, whose parcel is `waiter.inbox[0]`.
 
         Raises:
@@ -173,7 +173,7 @@ class Exchange:
                 self._pending[request] = waiter
                 if self.ended:
                     raise ChannelLost(sent=False)
-                self._send(encode(code, request, **values), descriptor, deadline)
+                self._send(encode(code, request, **values), fd, deadline)
                 if code in _POINTS:
                     trace.hit(_POINTS[code])
                 self._wait_reply(waiter, deadline)
@@ -185,7 +185,7 @@ class Exchange:
         assert message is not None, "I9: only decoded messages are delivered"
         return message
 
-    def post(self, code: Code, **values: Any) -> None:
+    def post(self, code: Code, /, **values: Any) -> None:
         """Send a request whose reply nobody waits for, if it can be sent at once."""
         waiter = Waiter()
         try:

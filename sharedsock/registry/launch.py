@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 __all__ = ["START_TIMEOUT_S", "run_registry", "start"]
 
 START_TIMEOUT_S: Final = 10.0
-_CODE: Final = "from sharedsock.registry.launch import run_registry; run_registry()"
+# The package's own __init__ brings both faces and the data plane, which a registry has no use for: an empty package of
+# the same name in its place takes a quarter off the start (115 -> 87 ms), and leaves no hook of ours at its fork.
+_CODE: Final = (
+    "import sys, types; package = types.ModuleType('sharedsock'); package.__path__ = [sys.argv.pop(1)]; "
+    "sys.modules['sharedsock'] = package; from sharedsock.registry.launch import run_registry; run_registry()"
+)
 _READY: Final = b"R"  # the first byte of the report: the registry serves; anything else is the reason why it does not
 
 
@@ -55,7 +60,12 @@ def start(path: str, timeout_s: float = START_TIMEOUT_S) -> bool:
     try:
         if runtime.is_alive(directory):
             return False
-        _launch(path, deadline)
+        try:
+            _launch(path, deadline)
+        except RegistryGone:
+            if runtime.is_alive(directory):  # one that a dead starter had left behind was faster (F-06)
+                return False
+            raise
         return True
     finally:
         runtime.release_lock(lock)
@@ -96,7 +106,7 @@ def _spawn(path: str, ready: int) -> Popen[bytes]:
     import subprocess
 
     return subprocess.Popen(
-        [_interpreter(), "-S", "-P", "-c", _CODE, path, str(ready)],
+        [_interpreter(), "-S", "-P", "-c", _CODE, _package(), path, str(ready)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -114,13 +124,13 @@ def _interpreter() -> str:
     return sys.executable
 
 
+def _package() -> str:
+    return os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
 def _environment() -> dict[str, str]:
-    """Return the registry's environment: ours, with this package on the path and nothing that changes its course."""
+    """Return the registry's environment: ours, without what would change an interpreter's course."""
     environment = dict(os.environ)
-    here = os.path.abspath(__file__)
-    root = os.path.dirname(os.path.dirname(os.path.dirname(here)))
-    before = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = root if not before else root + os.pathsep + before
     for name in ("PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONWARNINGS", "PYTHONDEVMODE", "PYTHONFAULTHANDLER"):
         environment.pop(name, None)
     return environment

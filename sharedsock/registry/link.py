@@ -302,9 +302,9 @@ class Link:
         self,
         code: Code,
         *,
-        start: bool = False,
+        may_start: bool = False,
         waiter: Waiter | None = None,
-        descriptor_fd: int | None = None,
+        passing: int | None = None,
         timeout_s: float | None = None,
         incarnation: bytes = b"",
         **values: Any,
@@ -312,7 +312,8 @@ class Link:
         """Send a request and return its reply. A request that a dead channel cannot have carried goes over a new one.
 
         Args:
-            start: the call can do with a registry that has just been started.
+            may_start: the call can do with a registry that has just been started.
+            passing: a descriptor that travels with the request.
             incarnation: the only one the call makes sense for; empty: any.
 
         Raises:
@@ -322,12 +323,12 @@ class Link:
         waiter = waiter or Waiter()
         tries = 3
         while True:
-            channel = self._channel(start=start)
+            channel = self._channel(start=may_start)
             if incarnation and self._session.incarnation != incarnation:
                 raise self._gone("is another one than it was")
             deadline = time.monotonic() + (self.rpc_timeout_s if timeout_s is None else timeout_s)
             try:
-                reply = channel.ask(waiter, code, deadline, descriptor_fd, **values)
+                reply = channel.ask(waiter, code, deadline, passing, **values)
                 break
             except ChannelLost as lost:
                 tries -= 1

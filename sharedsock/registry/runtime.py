@@ -60,6 +60,7 @@ START_LOCK: Final = "start.lock"
 ALIVE_LOCK: Final = "alive.lock"
 KEY_SIZE: Final = 32
 _PATH_LIMIT: Final = 107  # sun_path, less its final zero byte; Linux takes 108 without it, others do not
+_DETOUR = "/proc/self/fd/{}"
 _BACKLOG: Final = 1024
 _TIMEVAL: Final = struct.Struct("ll")
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -390,7 +391,7 @@ def _reachable(dir_fd: int, path: str) -> Iterator[str]:
     if len(os.fsencode(plain)) <= _PATH_LIMIT:
         yield plain
         return
-    detour = f"/proc/self/fd/{dir_fd}"
+    detour = _DETOUR.format(dir_fd)
     if os.path.isdir(detour):
         yield f"{detour}/{SOCKET_FILE}"
         return
