@@ -100,7 +100,8 @@ def _console(stream: TextIO) -> Any:
 def page(report: Report, width: int) -> Iterator[Line]:
     """Yield the lines of a report, each a row of (text, style)."""
     options = report.options
-    yield (report.scenario.name, "bold"), (f": {report.scenario.title}", "")
+    yield ((report.scenario.name, "bold"),)
+    yield ((report.scenario.title, ""),)
     yield (
         (
             _CONDITIONS.format(options=options, environment=report.environment),

@@ -218,7 +218,7 @@ def nothing_is_left(stage: Stage) -> None:
     ended_s = monotonic()
     is_gone = registry.wait_ended(4 * T_REGISTRY_END)
     seen = "gone" if is_gone else "still there"
-    stage.expect("the registry, after its last client", seen, "S-16", is_gone, monotonic() - ended_s, T_REGISTRY_END)
+    stage.expect("the registry, after its last client", seen, "F-80", is_gone, monotonic() - ended_s, T_REGISTRY_END)
     left = [actor.name for actor in stage.actors if os.path.exists(f"/proc/{actor.pid}")]
     seen = ", ".join(left) or f"{len(after)} ended"
     stage.expect("processes", seen, "I6", not left, ended_s - began_s)
@@ -232,9 +232,7 @@ CLOSING_SOCKETS: Final = Scenario(
     "closing-sockets",
     "a close ends this process's use of a socket; the last close ends the socket",
     (
-        Promise(
-            1, "share", "A socket and a listener are shared by real processes; threads block on both", shared_by_ticket
-        ),
+        Promise(1, "share", "Real processes share a socket and a listener, and block on both", shared_by_ticket),
         Promise(2, "close", "A close aborts the process's own operations, and nobody else's", aborts_only_its_own),
         Promise(3, "deliver", "The others receive every record and every client exactly once", received_exactly_once),
         Promise(4, "kill", "A killed holder's references go; the sockets live on", outlives_a_kill),

@@ -22,6 +22,7 @@ from sharedsock.simulator.schedule import Schedule
 from sharedsock.testing.actors import Actor, ActorDied, Event, Pending
 from sharedsock.testing.commands import Belongings
 from sharedsock.testing.company import Actors
+from sharedsock.testing.launch import start_helpers
 from sharedsock.testing.observation import ThreadFacts
 
 __all__ = ["PEER", "Stage", "open_stage"]
@@ -43,6 +44,7 @@ class Stage:
         self.facts: dict[str, Any] = {}
         self.waiting: dict[tuple[str, str], Pending] = {}
         self.slack = slack()
+        start_helpers(actors.start_method)
         self.before_start = look_at(os.getpid())
         actors.start(*self.schedule.holders, PEER)
         for name in self.schedule.holders:

@@ -22,7 +22,7 @@ __all__ = ["Lane", "Mark", "Moment", "Timeline"]
 
 
 class Mark(Enum):
-    """What can be seen in a lane: the letter drawn, and its name in the legend and in JSON. Later ones win a column."""
+    """What can be seen in a lane: the letter drawn, and its name in JSON. Later ones win a column."""
 
     WAITING = "=", "blocked"
     BLOCKED = "b", "blocks"
@@ -40,12 +40,12 @@ class Mark(Enum):
 
     @property
     def label(self) -> str:
-        """The name in the legend and in JSON."""
+        """The name in JSON."""
         return self.value[1]
 
 
 _STRENGTH: Final = {mark: place for place, mark in enumerate(Mark)}
-_LEGEND: Final = "  ".join(f"{mark.letter} {mark.label}" for mark in Mark)
+_LEGEND: Final = "b= blocked  r received  a accepted  x aborted  c closed  L last close  K killed"
 _LABEL_MIN: Final = 8
 _COLUMNS_MIN: Final = 8
 _COLUMNS_MAX: Final = 16

@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from time import monotonic
 from typing import Any, Final
 
@@ -41,11 +42,13 @@ class Billing:
 
     Attributes:
         environment: variables to set, None to remove; a fork server's environment may be an old one.
+        start_method: how we were started.
         parent: the process that must be our parent, if the kernel is to end us with it; None: end-of-file alone does.
     """
 
     name: str
     environment: Mapping[str, str | None]
+    start_method: str
     parent: int | None
 
 
@@ -166,13 +169,22 @@ def _stacks() -> str:
     return "\n".join(pages)
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent(billing: Billing) -> None:
     """Have the kernel kill us when the thread that started us ends, and see whether it has ended already."""
+    if billing.start_method == "forkserver":
+        # The fork server is our parent. It ends once nobody has the far end of its pipe, of which each of its children
+        # has got a copy: without ours it ends with the controller, and we with it.
+        server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # no public name
+        if server._forkserver_alive_fd is not None:
+            os.close(server._forkserver_alive_fd)
+            server._forkserver_alive_fd = None
+    elif billing.parent is None:
+        return
     import ctypes
 
     with suppress(OSError, AttributeError):  # no prctl here: end-of-file on the pipe does it
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
+    if billing.parent not in (None, os.getppid()):
         os._exit(_EXIT_ORPHANED)
 
 
@@ -185,8 +197,7 @@ def serve(pipe: socket.socket, billing: Billing) -> None:
             os.environ[name] = value
     # Ctrl-C goes to the whole group; the controller decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if billing.parent is not None:
-        _die_with(billing.parent)
+    _die_with_parent(billing)
     threading.current_thread().name = "control"
     actor = _Actor(pipe, billing)
     trace.hook = actor.probe

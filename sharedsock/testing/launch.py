@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Final, Protocol, cast
 
 from sharedsock.testing.acting import Billing, serve
 from sharedsock.testing.frames import encode
 
-__all__ = ["START_METHODS", "Running", "launch", "usable_start_method"]
+__all__ = ["START_METHODS", "Running", "launch", "start_helpers", "usable_start_method"]
 
 START_METHODS: Final = ("fork", "forkserver", "spawn", "exec")
 _PROGRAM: Final = "from sharedsock.testing.acting import serve_inherited; serve_inherited({number})"
@@ -133,14 +134,25 @@ def usable_start_method(wanted: str | None) -> str:
     return "exec" if multiprocessing.current_process().daemon else method
 
 
+def start_helpers(method: str) -> None:
+    """Start the processes multiprocessing keeps for a start method as long as this process lives, if it keeps any.
+
+    They would be started with the first process anyway; a count of what is open wants them there before it begins.
+    """
+    if method in ("forkserver", "spawn"):
+        resource_tracker.ensure_running()
+    if method == "forkserver":
+        forkserver.ensure_running()
+
+
 def launch(
     name: str, ours: socket.socket, theirs: socket.socket, method: str, environment: dict[str, str | None]
 ) -> Running:
     """Start the process of an actor; `theirs` is its end of the pipe, which the caller closes here afterwards."""
-    # The kernel's "die with your parent" means the thread that started us; a fork server has only one.
+    # The kernel's "die with your parent" means the thread that started the process, and only the main one lasts.
     has_lasting_parent = threading.current_thread() is threading.main_thread()
     parent = os.getpid() if has_lasting_parent and method != "forkserver" else None
-    billing = Billing(name, environment, parent)
+    billing = Billing(name, environment, method, parent)
     if method == "exec":
         running = Running(_Subprocess(_start_plain(theirs)))
         ours.sendall(encode((billing,)))

@@ -1,0 +1,287 @@
+"""`sharedsock run`: exit codes, forms of output, terminals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from sharedsock.cli import main
+from sharedsock.cli.pages import Progress, show
+from sharedsock.cli.run import SCHEMA, run_scenario
+from sharedsock.simulator.runner import SCENARIOS
+from sharedsock.simulator.scenario import Finding, Options, Promise, Report, Standing, Verdict
+from sharedsock.simulator.stage import Stage
+from sharedsock.simulator.timeline import Lane, Mark, Moment, Timeline
+
+SMALL = ("--processes", "2", "--threads", "1")
+COMMAND = (sys.executable, "-m", "sharedsock")
+
+
+def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "run", "closing-sockets", *arguments], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+def test_the_main_job_prints_table_and_timeline_and_exits_0() -> None:
+    done = run()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 processes x 3 threads, fork, linger off" in done.stdout
+    assert done.stdout.rstrip().endswith("closing-sockets: 6 promises held")
+    assert done.stdout.isascii()
+    assert "\x1b" not in done.stdout + done.stderr
+    assert max(map(len, done.stdout.splitlines())) <= 112
+    assert [line.split()[:2] for line in done.stderr.splitlines()] == [
+        [str(promise.number), promise.name] for promise in SCENARIOS["closing-sockets"].promises
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("--processes", "4", "--threads", "1"), "4 processes x 1 threads, fork, linger off"),
+        (("--processes", "2", "--threads", "5"), "2 processes x 5 threads, fork, linger off"),
+        ((*SMALL, "--start-method", "forkserver"), "2 processes x 1 threads, forkserver, linger off"),
+        ((*SMALL, "--start-method", "spawn"), "2 processes x 1 threads, spawn, linger off"),
+        ((*SMALL, "--linger", "0"), "2 processes x 1 threads, fork, linger 0"),
+    ],
+)
+def test_each_option_is_what_is_played(arguments: tuple[str, ...], shown: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert shown in done.stdout
+
+
+def test_a_promise_without_meaning_prints_na_and_is_counted_so() -> None:
+    done = run(*SMALL)
+    (kill,) = [line for line in done.stdout.splitlines() if line.startswith("4  ")]
+    assert kill.split()[-1] == "n/a"
+    assert done.stdout.rstrip().endswith("closing-sockets: 5 promises held, 1 n/a")
+
+
+def test_quiet_prints_one_line() -> None:
+    done = run(*SMALL, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closing-sockets: 5 promises held, 1 n/a\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--processes", "1"), "argument --processes: 1 is not in 2 to 26"),
+        (("--processes", "0"), "argument --processes: 0 is not in 2 to 26"),
+        (("--processes", "-3"), "argument --processes: -3 is not in 2 to 26"),
+        (("--processes", "27"), "argument --processes: 27 is not in 2 to 26"),
+        (("--processes", "many"), "argument --processes: 'many' is not a whole number"),
+        (("--processes", "2.5"), "argument --processes: '2.5' is not a whole number"),
+        (("--threads", "0"), "argument --threads: 0 is not in 1 to 100"),
+        (("--threads", "101"), "argument --threads: 101 is not in 1 to 100"),
+        (("--threads", ""), "argument --threads: '' is not a whole number"),
+        (("--start-method", "thread"), "argument --start-method: invalid choice: 'thread'"),
+        (("--linger", "1"), "argument --linger: invalid choice: '1'"),
+        (("--linger", "on"), "argument --linger: invalid choice: 'on'"),
+        (("--json", "--quiet"), "not allowed with argument"),
+        (("--proc", "3"), "unrecognized arguments"),
+        (("--kill",), "unrecognized arguments"),
+        (("again",), "unrecognized arguments"),
+    ],
+)
+def test_a_bad_value_is_named_and_exits_2(
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["run", "closing-sockets", *arguments])
+    captured = capsys.readouterr()
+    assert exited.value.code == 2
+    assert message in captured.err
+    assert "usage: sharedsock" in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["run", "no-such-story"], ["walk"]])
+def test_a_command_line_without_a_story_exits_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    assert exited.value.code == 2
+    assert "usage: sharedsock" in capsys.readouterr().err
+
+
+def test_help_names_the_stories_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["run", "--help"])
+    shown = capsys.readouterr().out
+    assert exited.value.code == 0
+    assert "closing-sockets" in shown
+    assert "exit codes: 0 every promise held, 1 one is broken, 2 wrong command line" in shown
+
+
+def _second_descriptor(stage: Stage) -> None:
+    stage["A"].do("listen", "left over")
+
+
+@pytest.mark.parametrize("form", ["page", "quiet", "json"])
+def test_a_broken_promise_exits_1_and_is_named(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run_scenario(
+        "closing-sockets", Options(processes=2, threads=1), form, before={"residue": _second_descriptor}
+    )
+    shown = capsys.readouterr().out
+    assert code == 1
+    if form == "json":
+        report = json.loads(shown)
+        assert (report["held"], report["broken"]) == (False, ["residue"])
+        assert report["promises"][5]["status"] == "broken"
+        assert report["promises"][5]["findings"][-1]["held"] is False
+    else:
+        last = shown.rstrip().splitlines()[-1]
+        assert last.startswith("closing-sockets: promise 6 (residue) broken: ")
+        assert "A holds 1 more sockets" in last
+
+
+def test_json_is_one_object_of_a_stable_shape() -> None:
+    done = run(*SMALL, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert report["schema"] == SCHEMA
+    assert list(report) == [
+        "schema", "scenario", "options", "environment", "held", "broken", "promises", "timeline",
+    ]  # fmt: skip
+    assert report["options"] == {"processes": 2, "threads": 1, "start_method": "fork", "linger": "off"}
+    assert list(report["environment"]) == ["python", "implementation", "system"]
+    assert (report["scenario"], report["held"], report["broken"]) == ("closing-sockets", True, [])
+    assert [one["status"] for one in report["promises"]] == ["ok", "ok", "ok", "n/a", "ok", "ok"]
+    for promise in report["promises"]:
+        assert list(promise) == ["number", "name", "promise", "status", "reason", "seconds", "findings"]
+        for finding in promise["findings"]:
+            assert list(finding) == ["what", "observed", "rule", "held", "measured_s", "bound_s"]
+            assert finding["held"] is True
+            assert finding["measured_s"] is None or finding["measured_s"] >= 0
+    timeline = report["timeline"]
+    assert list(timeline) == ["spans", "lanes"]
+    assert {(lane["process"], lane["thread"]) for lane in timeline["lanes"]} == {
+        (process, thread) for process in "AB" for thread in ("recv-1", "accept", "main")
+    }
+    marks = {lane["process"] + lane["thread"]: [one["mark"] for one in lane["marks"]] for lane in timeline["lanes"]}
+    assert marks["Arecv-1"] == ["blocks", "aborted"]
+    assert marks["Amain"] == ["closed", "closed"]
+    assert "last close" in marks["Bmain"]
+    assert marks["Baccept"].count("accepted") == 8
+
+
+# Terminals.
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _report(standing: Standing = Standing.HELD, reason: str = "") -> Report:
+    promise = Promise(1, "share", "Something is shared", lambda stage: None)
+    finding = Finding("what was looked at, in words that need room", "what was there", "DUP-2", True, 0.0012, 0.05)
+    verdict = Verdict(promise, standing, (finding,), reason, 1.0, 2.0)
+    timeline = Timeline((Lane("A", "recv-1", (Moment(Mark.BLOCKED, 1.5),)),), ((1, "share", 1.0, 2.0),))
+    environment = {"python": "3.11.0", "implementation": "CPython", "system": "Linux 6"}
+    return Report(SCENARIOS["closing-sockets"], Options(), (verdict,), timeline, environment)
+
+
+def _shown(stream: io.StringIO, report: Report | None = None) -> str:
+    show(report or _report(), stream)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> _Terminal:
+    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    return _Terminal()
+
+
+def test_a_terminal_gets_colour_and_the_same_words(terminal: _Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    coloured = _shown(terminal)
+    assert "\x1b[" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    bare = _shown(_Terminal())
+    assert "\x1b[3" not in bare, "NO_COLOR takes the colour away"
+    assert _without_escapes(bare) == _without_escapes(coloured) == _shown(io.StringIO())
+
+
+def test_no_terminal_no_rich_and_a_dumb_terminal_get_plain_text(
+    terminal: _Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = _shown(io.StringIO())
+    assert "\x1b" not in plain
+    monkeypatch.setenv("TERM", "dumb")
+    assert _shown(_Terminal()) == plain
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert _shown(_Terminal()) == plain
+
+
+def _without_escapes(text: str) -> str:
+    import re
+
+    return "\n".join(line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).split("\n"))
+
+
+@pytest.mark.parametrize("columns", [20, 80, 90, 112, 500])
+def test_a_page_fits_its_terminal_and_stays_aligned(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = _shown(io.StringIO()).splitlines()
+    assert max(map(len, lines)) <= max(80, min(columns, 112))
+    header = next(line for line in lines if line.lstrip().startswith("promise"))
+    status = next(line for line in lines if line.startswith("1  "))
+    assert len(header) == len(status), "the last column is right-aligned"
+
+
+@pytest.mark.parametrize(
+    ("standing", "reason"),
+    [(Standing.BROKEN, "there: not here\nand a trace"), (Standing.NO_MEANING, "nobody to spare")],
+)
+def test_the_reason_is_shown_under_the_promise(standing: Standing, reason: str) -> None:
+    shown = _shown(io.StringIO(), _report(standing, reason))
+    for line in reason.splitlines():
+        assert f"\n   {line}\n" in shown
+
+
+def test_progress_rewrites_its_line_on_a_terminal_and_takes_it_away(terminal: _Terminal) -> None:
+    verdict = _report().verdicts[0]
+    progress = Progress(terminal)
+    progress.tell(verdict.promise, None)
+    progress.tell(verdict.promise, verdict)
+    progress.end()
+    assert terminal.getvalue() == "\r\x1b[K1  Something is shared ...\r\x1b[K"
+    lines = io.StringIO()
+    progress = Progress(lines)
+    progress.tell(verdict.promise, None)
+    progress.tell(verdict.promise, verdict)
+    progress.end()
+    assert lines.getvalue().split() == ["1", "share", "ok", "1000", "ms"]
+
+
+def test_the_main_job_on_a_real_terminal() -> None:
+    master, slave = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
+    with subprocess.Popen(
+        [*COMMAND, "run", "closing-sockets", *SMALL], stdin=slave, stdout=slave, stderr=slave,
+        env={**environment, "TERM": "xterm-256color"},
+    ) as job:  # fmt: skip
+        os.close(slave)
+        shown = bytearray()
+        try:
+            while chunk := os.read(master, 1 << 16):
+                shown += chunk
+        except OSError:
+            pass  # EIO: the far end of a pty has closed
+        finally:
+            os.close(master)
+    assert job.returncode == 0
+    assert b"\r\x1b[K1  Real processes share" in shown
+    assert b"\x1b[1m" in shown
+    assert b"5 promises held, 1 n/a" in shown

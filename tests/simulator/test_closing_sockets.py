@@ -1,0 +1,169 @@
+"""The story holds on real processes, for every option; and a player that misbehaves breaks the promise it should."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import pytest
+
+from sharedsock.simulator.runner import SCENARIOS, Intervention, play
+from sharedsock.simulator.scenario import Options, Report, Standing
+from sharedsock.simulator.stage import PEER, Stage
+from sharedsock.testing.commands import Belongings
+
+STORY = SCENARIOS["closing-sockets"]
+
+
+def standings(report: Report) -> dict[str, str]:
+    return {verdict.promise.name: verdict.standing.value for verdict in report.verdicts}
+
+
+def reasons(report: Report) -> str:
+    return "; ".join(f"{verdict.promise.name}: {verdict.reason}" for verdict in report.broken)
+
+
+@pytest.mark.rule("CLOSE-2", "CLOSE-20", "CLOSE-28", "CLOSE-31", "CLOSE-42", "CLOSE-43", "DUP-2", "DUP-14", "DUP-15")
+@pytest.mark.rule("EXIT-1", "LINGER-2", "LINGER-13", "REF-1", "REF-2", "REF-4")
+@pytest.mark.fault("F-38", "F-64", "F-88")
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_every_promise_holds_under_every_start_method(method: str) -> None:
+    report = play(STORY, Options(start_method=method))
+    assert set(standings(report).values()) == {"ok"}, reasons(report)
+    assert report.holds
+
+
+@pytest.mark.rule("LINGER-3", "LINGER-13", "DUP-16", "LINGER-12")
+@pytest.mark.fault("F-62", "F-66")
+@pytest.mark.parametrize("processes", [2, 4])
+def test_with_linger_0_the_last_close_resets_and_no_other_does(processes: int) -> None:
+    report = play(STORY, Options(processes=processes, threads=1, linger="0"))
+    assert report.holds, reasons(report)
+    last = next(verdict for verdict in report.verdicts if verdict.promise.name == "last-close")
+    observed = {finding.what: finding.observed for finding in last.findings}
+    assert observed["the peer sees"] == "reset"
+    assert observed["queued data is discarded"].endswith("then 10054")
+
+
+def test_two_processes_have_none_to_spare_for_a_kill() -> None:
+    report = play(STORY, Options(processes=2, threads=2))
+    assert standings(report)["kill"] == "n/a"
+    assert report.holds, reasons(report)
+    kill = next(verdict for verdict in report.verdicts if verdict.promise.name == "kill")
+    assert not kill.findings, "a promise without meaning has observed nothing"
+    assert "none can be spared" in kill.reason
+
+
+@pytest.mark.rule("REF-5", "LINGER-13")
+def test_with_more_processes_every_close_but_the_last_leaves_the_rest_undisturbed() -> None:
+    report = play(STORY, Options(processes=5, threads=1))
+    assert report.holds, reasons(report)
+    last = next(verdict for verdict in report.verdicts if verdict.promise.name == "last-close")
+    assert [finding.what for finding in last.findings if "throughout" in finding.what] == [
+        "blocked in D, E throughout",
+        "blocked in E throughout",
+    ]
+
+
+def _keep_a_second_descriptor(has: Belongings) -> None:
+    has.sockets["second"] = has.shared("stream").dup()
+
+
+def _open_a_socket(has: Belongings) -> None:
+    has.sockets["left over"] = socket.socket()
+
+
+def _leave_a_thread(has: Belongings) -> None:
+    import threading
+
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+def _second_descriptor(stage: Stage) -> None:
+    stage["A"].do("call_with", _keep_a_second_descriptor)
+
+
+def _record_twice(stage: Stage) -> None:
+    from sharedsock.simulator.player import record
+
+    stage.peer.sendall(record(7, 64), on="stream")
+    seen = lambda: any(event.kind == "record" for actor in stage.actors for event in actor.events)  # noqa: E731
+    stage.actors.wait_for(seen, "the record")
+
+
+def _receiver_dies(stage: Stage) -> None:
+    stage["C"].kill()
+
+
+def _linger_0(stage: Stage) -> None:
+    stage["C"].do("set_linger", True, 0, on="stream")
+
+
+def _leak_a_socket(stage: Stage) -> None:
+    stage["A"].do("call_with", _open_a_socket)
+
+
+def _leak_a_thread(stage: Stage) -> None:
+    stage[PEER].do("call_with", _leave_a_thread)
+
+
+def _leak_here(stage: Stage) -> None:
+    stage.facts["leak"] = os.dup(0)
+
+
+@pytest.mark.parametrize(
+    ("promise", "misbehave", "reason"),
+    [
+        ("close", _second_descriptor, "the registry counts 3, there are 2"),
+        ("deliver", _record_twice, "0 missing, 1 too many"),
+        ("kill", _receiver_dies, "ActorDied: actor C killed by SIGKILL"),
+        ("last-close", _linger_0, "the last close returns: at once, 0.0 KiB still unsent"),
+        ("residue", _leak_a_socket, "A holds 1 more sockets, inodes"),
+        ("residue", _leak_a_thread, "peer has 1 more threads"),
+    ],
+)
+def test_a_player_that_misbehaves_breaks_its_promise(promise: str, misbehave: Intervention, reason: str) -> None:
+    report = play(STORY, Options(threads=1), before={promise: misbehave})
+    assert not report.holds
+    assert [verdict.promise.name for verdict in report.broken] == [promise]
+    assert reason in report.broken[0].reason
+    names = [one.name for one in STORY.promises]
+    after = [standings(report)[name] for name in names[names.index(promise) + 1 :]]
+    assert set(after) <= {"not run"}, "what follows a broken promise is not judged"
+
+
+def test_a_leak_in_the_controller_is_found_too() -> None:
+    held: dict[str, Any] = {}
+
+    def leak(stage: Stage) -> None:
+        _leak_here(stage)
+        held.update(stage.facts)
+
+    report = play(STORY, Options(processes=2, threads=1), before={"residue": leak})
+    os.close(held["leak"])
+    assert report.broken[0].reason.startswith("this process: controller holds")
+
+
+def test_progress_is_told_before_and_after_each_promise() -> None:
+    told: list[tuple[str, Standing | None]] = []
+    play(
+        STORY,
+        Options(processes=2, threads=1),
+        progress=lambda promise, verdict: told.append((promise.name, verdict and verdict.standing)),
+    )
+    assert [name for name, standing in told if standing is None] == [promise.name for promise in STORY.promises]
+    assert [standing.value for _, standing in told if standing] == ["ok", "ok", "ok", "n/a", "ok", "ok"]
+
+
+def test_an_interrupted_run_leaves_no_process() -> None:
+    pids: list[int] = []
+
+    def interrupt(stage: Stage) -> None:
+        pids.extend(actor.pid for actor in stage.actors)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(STORY, Options(processes=2, threads=1), before={"deliver": interrupt})
+    assert pids
+    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]

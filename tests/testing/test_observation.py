@@ -1,0 +1,43 @@
+"""What is read from /proc is what the processes did."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Any
+
+from sharedsock.testing import Actors
+from sharedsock.testing.observation import children, files, socket_inodes, tcp_sockets, threads
+
+
+def test_one_inode_is_one_socket_in_every_process(actors: Actors, pair: Any) -> None:
+    a, b = actors.share(pair.local)
+    inode = os.fstat(pair.local.fileno()).st_ino
+    for pid in (os.getpid(), a.pid, b.pid):
+        assert inode in socket_inodes(pid)
+    a.close()
+    assert inode not in socket_inodes(a.pid)
+    assert inode in socket_inodes(b.pid)
+
+
+def test_queues_of_a_connection_are_seen_from_outside(pair: Any) -> None:
+    pair.peer.sendall(b"12345")
+    near, far = pair.local.getsockname()[1], pair.peer.getsockname()[1]
+    (found,) = [one for one in tcp_sockets() if (one.local_port, one.remote_port) == (near, far)]
+    assert (found.state, found.unread_bytes, found.unsent_bytes) == (1, 5, 0)
+    assert found.inode == os.fstat(pair.local.fileno()).st_ino
+
+
+def test_threads_files_and_children_are_those_of_the_process(actors: Actors) -> None:
+    (actor,) = actors.start("a")
+    assert actor.pid in children(os.getpid())
+    assert threading.get_native_id() in threads(os.getpid())
+    before = files(os.getpid())
+    left, right = socket.socketpair()
+    with left, right:
+        new = files(os.getpid()).keys() - before.keys()
+        assert new == {left.fileno(), right.fileno()}
+    actor.kill()
+    assert threads(actor.pid) == ()
+    assert files(actor.pid) == {}
