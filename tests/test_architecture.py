@@ -64,7 +64,7 @@ def _house(root: Path, path: str = "", text: str = "") -> Path:
     """Build a small, flawless package, and one file more."""
     files = {
         "sharedsock/__init__.py": '"""The package."""\n',
-        "sharedsock/model/values.py": '"""Values."""\nfrom enum import Enum\n__all__ = ["A"]\nclass A(Enum):\n    X = 1\n',
+        "sharedsock/model/values.py": '"""Values."""\nfrom enum import Enum\n__all__ = ["A"]\nA = Enum("A", "X")\n',
         "sharedsock/kernel/user.py": '"""A user."""\nfrom sharedsock.model.values import A\n__all__ = ["B"]\nB = A.X\n',
         "tests/kernel/test_user.py": '"""A test."""\n',
         "tools/tool.py": '"""A tool."""\n\nimport time\n\ntime.sleep(0)\n',

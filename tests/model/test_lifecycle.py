@@ -89,7 +89,6 @@ def test_an_end_is_no_reference() -> None:
         assert not table.references & table.ends()
 
 
-@pytest.mark.rule("CLOSE-20")
 def test_an_operation_ends_once_and_only_completed_has_taken() -> None:
     """I1: an end is left by nothing; WAITING leads to COMPLETED only through another try."""
     assert OPERATION.ends() == {OperationState.COMPLETED, OperationState.FAILED, OperationState.ABORTED}
@@ -99,7 +98,6 @@ def test_an_operation_ends_once_and_only_completed_has_taken() -> None:
     assert (OperationState.WAITING, OperationEvent.TAKE) not in OPERATION.rows
 
 
-@pytest.mark.rule("DUP-3", "DUP-5", "DUP-12", "DUP-13")
 def test_a_ticket_yields_one_descriptor_and_is_a_reference_until_it_ends() -> None:
     """I8: CLAIMED is an end, and every other end has given the reference back without a descriptor."""
     assert TICKET.ends() == {TicketState.CLAIMED, TicketState.REVOKED, TicketState.EXPIRED, TicketState.VOID}
@@ -107,14 +105,12 @@ def test_a_ticket_yields_one_descriptor_and_is_a_reference_until_it_ends() -> No
     assert advance(TicketState.CLAIMING, TicketEvent.HAND_BACK) is TicketState.ISSUED
 
 
-@pytest.mark.rule("LINGER-4", "REF-6")
 def test_a_refused_close_leaves_the_descriptor_open_and_unaborted() -> None:
     """LPWSPCLOSESOCKET: after 10035 the handle is still valid; ABORTED can no longer be refused."""
     assert advance(DescriptorState.CLOSING, DescriptorEvent.REFUSE) is DescriptorState.OPEN
     assert [state for state, event in DESCRIPTOR.rows if event is DescriptorEvent.REFUSE] == [DescriptorState.CLOSING]
 
 
-@pytest.mark.rule("CLOSE-3")
 def test_a_closed_descriptor_does_not_close_again() -> None:
     """A second close finds nothing to begin."""
     for state in DescriptorState:
@@ -123,14 +119,12 @@ def test_a_closed_descriptor_does_not_close_again() -> None:
                 advance(state, DescriptorEvent.BEGIN)
 
 
-@pytest.mark.fault("F-86")
 def test_a_fork_leaves_the_child_nothing_it_could_close() -> None:
     """Whatever the parent was doing, the child's copy is no reference."""
     for state in DescriptorState:
         assert advance(state, DescriptorEvent.FORK) not in DESCRIPTOR.references
 
 
-@pytest.mark.rule("REF-2", "REF-5")
 def test_a_socket_ends_only_with_its_last_reference() -> None:
     """I3: LEAVE ends nothing; only the last closer's end, or the last holder's death, does."""
     ending = {event for (state, event), after in SOCKET.rows.items() if after is SocketState.ENDED is not state}

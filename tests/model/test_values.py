@@ -34,7 +34,6 @@ def test_a_value_is_frozen_hashable_and_picklable(value: Any) -> None:
     assert hash(twin) == hash(value)
 
 
-@pytest.mark.fault("F-100")
 def test_a_reused_pid_is_another_process() -> None:
     """Rule 9: a holder is a process instance; within one clock tick the nonce tells."""
     assert ProcessId(5, 100) != ProcessId(5, 101)
