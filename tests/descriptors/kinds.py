@@ -1,0 +1,253 @@
+"""Socket kinds and blocking calls, as tables that tests of closing run through.
+
+A kind is a connected pair, of which one end is a `SharedSocket` that will be shared; a call is something that blocks
+on it. Functions here run in actors too, so they are plain and picklable by name.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final
+
+import sharedsock as ss
+from sharedsock.testing.commands import Belongings
+
+STREAM_KINDS: Final = ("tcp4", "tcp6", "unix-stream", "unix-seqpacket")
+DATAGRAM_KINDS: Final = ("udp4", "udp6", "unix-dgram")
+LISTENER_KINDS: Final = ("tcp4", "tcp6", "unix-stream")
+_FAMILIES: Final = {"tcp4": socket.AF_INET, "tcp6": socket.AF_INET6, "udp4": socket.AF_INET, "udp6": socket.AF_INET6}
+_UNIX_TYPES: Final = {
+    "unix-stream": socket.SOCK_STREAM,
+    "unix-seqpacket": socket.SOCK_SEQPACKET,
+    "unix-dgram": socket.SOCK_DGRAM,
+}
+LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+PEER_TIMEOUT_S: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two connected ends: `local` is to be shared, `peer` is a plain socket in the test's process."""
+
+    local: ss.SharedSocket
+    peer: socket.socket
+
+
+@contextmanager
+def pair_of(kind: str, *, send_buffer: int | None = None, receive_buffer: int | None = None) -> Iterator[Pair]:
+    """Open a connected pair; `send_buffer` is the local end's, `receive_buffer` the peer's."""
+    local, peer = _plain_pair(kind, send_buffer, receive_buffer)
+    peer.settimeout(PEER_TIMEOUT_S)
+    with peer, ss.adopt(local) as shared:
+        yield Pair(shared, peer)
+
+
+def _plain_pair(kind: str, send_buffer: int | None, receive_buffer: int | None) -> tuple[socket.socket, socket.socket]:
+    if kind in _UNIX_TYPES:
+        local, peer = socket.socketpair(socket.AF_UNIX, _UNIX_TYPES[kind])
+        if send_buffer is not None:
+            local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        return local, peer
+    family = _FAMILIES[kind]
+    address = LOOPBACK[family], 0
+    if kind.startswith("udp"):
+        local, peer = socket.socket(family, socket.SOCK_DGRAM), socket.socket(family, socket.SOCK_DGRAM)
+        for end in (local, peer):
+            end.bind(address)
+        local.connect(peer.getsockname())
+        peer.connect(local.getsockname())
+        return local, peer
+    with socket.socket(family) as door, socket.socket(family) as local:
+        if receive_buffer is not None:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)  # accepted sockets inherit it
+        door.bind(address)
+        door.listen()
+        if send_buffer is not None:
+            local.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+        local.connect(door.getsockname())
+        peer, _ = door.accept()
+        return socket.socket(fileno=local.detach()), peer
+
+
+@contextmanager
+def listener_of(kind: str, backlog: int = 16) -> Iterator[ss.SharedSocket]:
+    """Open a listener to be shared."""
+    if kind in _UNIX_TYPES:
+        with tempfile.TemporaryDirectory() as directory:
+            with ss.SharedSocket(socket.AF_UNIX, _UNIX_TYPES[kind]) as listener:
+                listener.bind(os.path.join(directory, "door"))
+                listener.listen(backlog)
+                yield listener
+        return
+    family = _FAMILIES[kind]
+    with ss.SharedSocket(family, socket.SOCK_STREAM) as listener:
+        listener.bind((LOOPBACK[family], 0))
+        listener.listen(backlog)
+        yield listener
+
+
+def client_of(listener: socket.socket) -> socket.socket:
+    """Connect a plain client to a listener."""
+    client = socket.socket(listener.family, listener.type)
+    client.settimeout(PEER_TIMEOUT_S)
+    client.connect(listener.getsockname())
+    return client
+
+
+@contextmanager
+def full_door(kind: str) -> Iterator[socket.socket]:
+    """Open a plain listener whose backlog is full, so that the next connect waits."""
+    with tempfile.TemporaryDirectory() as directory:
+        family = _FAMILIES.get(kind, socket.AF_UNIX)
+        with socket.socket(family, socket.SOCK_STREAM) as door:
+            door.bind(os.path.join(directory, "door") if family == socket.AF_UNIX else (LOOPBACK[family], 0))
+            door.listen(0)
+            clients: list[socket.socket] = []
+            try:
+                while not clients or _is_connected(clients[-1]):
+                    clients.append(socket.socket(family, socket.SOCK_STREAM))
+                    clients[-1].setblocking(False)
+                    clients[-1].connect_ex(door.getsockname())
+                yield door
+            finally:
+                for client in clients:
+                    client.close()
+
+
+def _is_connected(client: socket.socket) -> bool:
+    try:
+        client.getpeername()
+    except OSError:  # ENOTCONN: under way, or refused for want of room
+        return False
+    return True
+
+
+def fill(end: socket.socket) -> int:
+    """Send until no more fits; return how many bytes (or, of datagrams, how many)."""
+    timeout_s = end.gettimeout()
+    end.settimeout(0)
+    sent = 0
+    try:
+        while True:
+            sent += end.send(b"x" * (1 << 16 if end.type == socket.SOCK_STREAM else 1024))
+    except BlockingIOError:
+        return sent
+    finally:
+        end.settimeout(timeout_s)
+
+
+def drain(end: socket.socket, count: int) -> int:
+    """Receive `count` bytes and drop them."""
+    left = count
+    while left > 0:
+        data = end.recv(min(left, 1 << 20))
+        assert data, "the peer sees no end while others hold the socket"
+        left -= len(data)
+    return count
+
+
+# -- calls that block, by name ------------------------------------------------------------------------------------
+
+
+def _recv_into(end: socket.socket) -> bytes:
+    buffer = bytearray(16)
+    return bytes(buffer[: end.recv_into(buffer)])
+
+
+def _recvfrom_into(end: socket.socket) -> bytes:
+    buffer = bytearray(16)
+    return bytes(buffer[: end.recvfrom_into(buffer)[0]])
+
+
+def _recvmsg_into(end: socket.socket) -> bytes:
+    first, second = bytearray(2), bytearray(14)
+    count = end.recvmsg_into([first, second])[0]
+    return bytes(first + second)[:count]
+
+
+def _readline(end: socket.socket) -> bytes:
+    with end.makefile("rb") as reader:
+        return reader.readline()
+
+
+def _read_text(end: socket.socket) -> bytes:
+    with end.makefile("r", encoding="ascii", newline="\n") as reader:
+        return reader.readline().encode()
+
+
+RECEIVES: Final[dict[str, Callable[[socket.socket], bytes]]] = {
+    "recv": lambda end: end.recv(16),
+    "recv_into": _recv_into,
+    "recvfrom": lambda end: end.recvfrom(16)[0],
+    "recvfrom_into": _recvfrom_into,
+    "recvmsg": lambda end: end.recvmsg(16)[0],
+    "recvmsg_into": _recvmsg_into,
+}
+READERS: Final[dict[str, Callable[[socket.socket], bytes]]] = {"makefile-rb": _readline, "makefile-r": _read_text}
+
+
+def _sendfile(end: socket.socket, data: bytes) -> int:
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.flush()
+        return end.sendfile(file)
+
+
+def _write(end: socket.socket, data: bytes) -> None:
+    with end.makefile("wb", buffering=0) as writer:
+        writer.write(data)
+
+
+SENDS: Final[dict[str, Callable[[socket.socket, bytes], Any]]] = {
+    "send": lambda end, data: end.send(data),
+    "sendall": lambda end, data: end.sendall(data),
+    "sendmsg": lambda end, data: end.sendmsg([data[:1], data[1:]]),
+    "sendfile": _sendfile,
+    "makefile-wb": _write,
+}
+
+
+def receive_by(has: Belongings, call: str, on: str) -> bytes:
+    """In an actor: receive one line by the call of this name."""
+    return (RECEIVES | READERS)[call](has[on])
+
+
+def send_by(has: Belongings, call: str, data: bytes, on: str) -> Any:
+    """In an actor: send by the call of this name."""
+    return SENDS[call](has[on], data)
+
+
+def connect_to(has: Belongings, address: Any, on: str) -> None:
+    """In an actor: connect."""
+    has[on].connect(address)
+
+
+def attribute_of(has: Belongings, name: str, on: str, *arguments: Any) -> Any:
+    """In an actor: call a method of a socket and return what it returns."""
+    return getattr(has[on], name)(*arguments)
+
+
+# -- looking ------------------------------------------------------------------------------------------------------
+
+
+def is_silent(end: socket.socket) -> bool:
+    """Whether nothing at all has reached this end: no data, no FIN, no reset."""
+    poll = select.poll()
+    poll.register(end, select.POLLIN | select.POLLPRI | select.POLLRDHUP)
+    return not poll.poll(0)
+
+
+def wait_event(end: socket.socket, events: int = select.POLLIN | select.POLLRDHUP, timeout_s: float = 5.0) -> float:
+    """Wait until something has reached this end; return how long it took."""
+    began_s = monotonic()
+    poll = select.poll()
+    poll.register(end, events)
+    assert poll.poll(timeout_s * 1000), "nothing came"
+    return monotonic() - began_s
