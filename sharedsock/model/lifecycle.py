@@ -95,7 +95,6 @@ class DescriptorEvent(Enum):
     DRAIN = "drain"
     BURY = "bury"
     LAST = "told last"
-    LINGER = "lingered"
     END = "end"
     COLLECT = "collect"
     FORK = "fork"
@@ -114,7 +113,7 @@ DESCRIPTOR: Final = Lifecycle(
         (_D.ABORTED, _DE.DRAIN): _D.DRAINED,
         (_D.DRAINED, _DE.BURY): _D.BURIED,
         (_D.BURIED, _DE.LAST): _D.LINGERING,
-        (_D.LINGERING, _DE.LINGER): _D.BURIED,
+        (_D.LINGERING, _DE.END): _D.CLOSED,
         (_D.BURIED, _DE.END): _D.CLOSED,
         (_D.OPEN, _DE.COLLECT): _D.CLOSED,  # by the garbage collector: no wait, no registry call
         # In the child: whatever the parent's thread was doing with it, the child only drops the number.
@@ -135,7 +134,6 @@ DESCRIPTOR_POINTS: Final[Mapping[str, DescriptorEvent]] = {
     "close.drained": _DE.DRAIN,
     "close.fd_closed": _DE.BURY,
     "close.last": _DE.LAST,
-    "close.linger": _DE.LINGER,
     "close.ended": _DE.END,
 }
 
