@@ -17,7 +17,8 @@ from sharedsock.descriptors import closing, launching, options, sharing, table, 
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.descriptors.transfer import Kept
 from sharedsock.kernel import operations, sockets
-from sharedsock.kernel.numbers import calm
+from sharedsock.kernel.numbers import here
+from sharedsock.kernel.operations import READ
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
@@ -26,6 +27,7 @@ from sharedsock.model.errors import from_errno, with_winerror
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sharedsock.kernel.numbers import Flag
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.model.identity import DescriptorId, Holder, PendingOperation, Statistics
 
@@ -96,9 +98,11 @@ class SharedSocket(socket.socket):
     Source: "Closing Sockets" and "Shared Sockets in the SPI" (Winsock SPI).
     """
 
-    __slots__ = ("_descriptor",)
+    __slots__ = ("_calm", "_descriptor", "_kernel")
 
     _descriptor: Descriptor
+    _calm: Flag
+    _kernel: KernelSocket
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._io_refs = 0
@@ -120,12 +124,17 @@ class SharedSocket(socket.socket):
         return shared
 
     def _settle(self, descriptor: Descriptor) -> None:
-        self._descriptor = table.enter(descriptor)
+        self._stand_on(table.enter(descriptor))
         launching.install(SharedSocket)
         if trace.hook is not None:
             trace.hit("open.registered", descriptor=descriptor.id)
         if "SHAREDSOCK_AUDIT" in os.environ and os.environ["SHAREDSOCK_AUDIT"] == "1":
             sharing.register(descriptor)
+
+    def _stand_on(self, descriptor: Descriptor) -> None:
+        """Take a descriptor as one's own; in a forked child, the one that replaces the parent's."""
+        self._descriptor = descriptor
+        descriptor.attach(self)
 
     # -- what it is ------------------------------------------------------------------------------------------
 
@@ -332,28 +341,38 @@ class SharedSocket(socket.socket):
 
         Source: LPWSPRECV; "Closing Sockets".
         """
+        # The two hot paths, each line measured: data is ready (a frame and a system call), and a conversation, where
+        # each receive waits (two frames). All that is rare goes to transfer.receive.
         if flags is not DONTWAIT:
             flags |= DONTWAIT
-        descriptor = self._descriptor
-        kernel = descriptor.kernel
         has_tried = False
-        data: bytes
-        if calm[kernel.slot]:
-            try:
-                data = kernel.recv(bufsize, flags)
+        try:
+            if self._calm:
+                data: bytes = self._kernel.recv(bufsize, flags)
                 if data:
                     return data
-            except BlockingIOError:
-                has_tried = True
+                return self._empty(data, bufsize)
+        except BlockingIOError:
+            has_tried = True
+        except OSError as error:
+            raise transfer.settle(self._descriptor, self._kernel, error) from None
+        descriptor = self._descriptor
+        kernel = descriptor.kernel
+        if kernel.kept or descriptor.local.shut_receive or not here:
+            data = transfer.receive(descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried)
+        else:
+            try:
+                data = operations.perform(
+                    kernel, "recv", READ, descriptor.timeout_s, kernel.recv, (bufsize, flags), Kept, has_tried
+                )
             except OSError as error:
                 raise transfer.settle(descriptor, kernel, error) from None
-            else:
-                if bufsize:
-                    options.verdict_on_empty(descriptor)
-                return data
-        data = transfer.receive(descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried)
-        if not data and bufsize:
-            options.verdict_on_empty(descriptor)
+        return data or self._empty(data, bufsize)
+
+    def _empty(self, data: bytes, bufsize: int) -> bytes:
+        """Return an empty receive if it means what it should; b"" from recv(0) means nothing."""
+        if bufsize:
+            options.verdict_on_empty(self._descriptor)
         return data
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
@@ -485,14 +504,14 @@ class SharedSocket(socket.socket):
         Source: LPWSPSEND.
         """
         kernel = self._descriptor.kernel
-        if calm[0]:
+        if here:
             try:
                 return kernel.send(data, flags | _SEND_FLAGS)
             except BlockingIOError:
                 pass
             except OSError as error:
                 raise transfer.settle(self._descriptor, kernel, error) from None
-        has_tried = bool(calm[0])
+        has_tried = bool(here)
         return cast(
             "int", transfer.send(self._descriptor, "send", "send", (data, flags | _SEND_FLAGS), has_tried=has_tried)
         )
@@ -505,7 +524,7 @@ class SharedSocket(socket.socket):
         """
         kernel = self._descriptor.kernel
         sent = 0
-        if calm[0]:
+        if here:
             try:
                 sent = kernel.send(data, flags | _SEND_FLAGS)
             except BlockingIOError:
@@ -700,7 +719,7 @@ def fromshare(info: bytes) -> SharedSocket:
 
     Source: LPWSPSOCKET with FROM_PROTOCOL_INFO.
     """
-    return SharedSocket._over(sharing.redeem(info))
+    return sharing.redeem(info, SharedSocket._over)
 
 
 def revoke(info: bytes) -> bool:

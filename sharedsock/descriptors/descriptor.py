@@ -12,10 +12,11 @@ import os
 import socket
 import sys
 import threading
+import weakref
 from time import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from sharedsock.kernel import sockets, system
+from sharedsock.kernel import numbers, sockets, system
 from sharedsock.model.errors import ForkedDescriptor, NotASocket
 from sharedsock.model.identity import DescriptorFacts, DescriptorId, SocketFacts, SocketId
 from sharedsock.registry.page import CommonState
@@ -23,10 +24,11 @@ from sharedsock.registry.page import CommonState
 if TYPE_CHECKING:
     from types import FrameType
 
+    from sharedsock.kernel.numbers import Flag
     from sharedsock.kernel.sockets import ClosedKernel, KernelSocket
     from sharedsock.registry.client import Client
 
-__all__ = ["Descriptor", "calling_place"]
+__all__ = ["Descriptor", "Face", "calling_place"]
 
 # Frames of these are not where a user opened or closed something: this package, and the stdlib's own socket module.
 _OURS: Final = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, str(socket.__file__))
@@ -47,12 +49,20 @@ def calling_place() -> str:
     return "{}:{} in {}".format(*_calling_frame())
 
 
+class Face(Protocol):
+    """What a face keeps of its descriptor, for its fast paths."""
+
+    _calm: Flag
+    _kernel: KernelSocket
+
+
 class Descriptor:
     """One process's handle on a socket.
 
     Attributes:
         id: its number, never given out twice in this process.
         kernel: the kernel socket; a `ClosedKernel` once closed.
+        calm: true while a receive may try before it waits, in this process and not in a child of a fork.
         timeout_s: seconds; None blocks, 0 never waits. Per descriptor, whatever other sharers chose.
         client: the channel to the registry that counts the socket, None while it was never shared.
         slot: the socket's place in that registry's common page.
@@ -62,7 +72,9 @@ class Descriptor:
 
     __slots__ = (
         "__weakref__",
+        "_face",
         "_place",
+        "calm",
         "client",
         "close_once",
         "family",
@@ -83,6 +95,7 @@ class Descriptor:
     def __init__(self, kernel: KernelSocket) -> None:
         self.id = DescriptorId(next(_next_id))
         self.kernel = kernel
+        self.calm = numbers.flag_of(kernel.slot)
         self.family = kernel.family
         self.type = kernel.type
         self.protocol = kernel.proto
@@ -93,8 +106,15 @@ class Descriptor:
         self.local = _PRISTINE
         self.close_once = threading.Lock()
         self.share_lock = threading.RLock()
+        self._face: weakref.ref[Face] | None = None
         self.opened_s = time()
         self._place = _calling_frame()
+
+    def attach(self, face: Face) -> None:
+        """Let a face keep the kernel socket at hand, one look-up nearer; it gets the `ClosedKernel` at once as well."""
+        self._face = weakref.ref(face)
+        face._calm = self.calm
+        face._kernel = self.kernel
 
     @property
     def opened_at(self) -> str:
@@ -152,6 +172,9 @@ class Descriptor:
     def _install(self, closed: ClosedKernel) -> None:
         # A ClosedKernel answers every attribute a KernelSocket has by raising: the type checker need not know two.
         self.kernel = closed  # type: ignore[assignment]
+        face = None if self._face is None else self._face()
+        if face is not None:
+            face._kernel = self.kernel
 
 
 _PRISTINE: Final = CommonState()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from sharedsock.descriptors import options, table
 from sharedsock.kernel import numbers, operations, sockets
-from sharedsock.kernel.numbers import calm
+from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.waker import Waker
 from sharedsock.model.errors import NotASocket, OperationAborted, SharedSocketError
@@ -89,7 +89,7 @@ def receive(
         OperationAborted, NotASocket, TimeoutError, OSError: as the faces document.
     """
     # On the way of every receive that waits: no call that can be saved. A ClosedKernel refuses at `kept`.
-    if not calm[0]:
+    if not here:
         table.note_fork()
     kernel = descriptor.kernel
     if kernel.kept:
@@ -97,9 +97,9 @@ def receive(
         if kept is not None:
             return give(kept)
     client = descriptor.client
-    if (descriptor.local if client is None else client.common(descriptor.slot)).shut_receive:
-        if descriptor.type in options.STREAMS:
-            raise options.shut_receive_error(descriptor)
+    state = descriptor.local if client is None else client.common(descriptor.slot)
+    if state.shut_receive and descriptor.type in options.STREAMS:
+        raise options.shut_receive_error(descriptor)
     try:
         call = getattr(kernel, method)
         return operations.perform(kernel, kind, READ, descriptor.timeout_s, call, arguments, keep, has_tried)
