@@ -18,6 +18,7 @@ from typing import Any, Final
 from sharedsock.cli.pages import Progress, show, verdict_line
 from sharedsock.simulator.runner import SCENARIOS, Intervention, play
 from sharedsock.simulator.scenario import LINGERS, START_METHODS, Finding, Options, Report, Verdict
+from sharedsock.simulator.stage import StageError
 
 __all__ = ["SCHEMA", "add_parser", "as_json", "run_scenario"]
 
@@ -95,9 +96,14 @@ def run_scenario(
         before: interventions that make a player misbehave, by promise; a test has them, the command line has not.
     """
     progress = Progress(sys.stderr) if form == "page" else None
-    report = play(SCENARIOS[name], options, progress=progress.tell if progress else None, before=before)
-    if progress is not None:
-        progress.end()
+    try:
+        report = play(SCENARIOS[name], options, progress=progress.tell if progress else None, before=before)
+    except StageError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if progress is not None:
+            progress.end()
     if form == "json":
         print(json.dumps(as_json(report), indent=2))
     elif form == "page":

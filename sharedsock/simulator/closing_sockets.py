@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import select
+from functools import partial
 from time import monotonic
 from typing import Any, Final
 
@@ -28,10 +29,10 @@ from sharedsock.simulator.invariants import (
 from sharedsock.simulator.scenario import NoMeaning, Promise, Scenario
 from sharedsock.simulator.schedule import shares_of
 from sharedsock.simulator.stage import PEER, Stage
-from sharedsock.testing.actors import Pending
 from sharedsock.testing.choreography import Barrier
 from sharedsock.testing.observation import TcpFacts, ThreadFacts, tcp_sockets
 from sharedsock.testing.outcomes import Aborted, Raised, Returned
+from sharedsock.testing.pending import Pending
 
 __all__ = ["CLOSING_SOCKETS"]
 
@@ -318,7 +319,7 @@ def _deliver_to(stage: Stage, name: str, records: range, clients: range) -> None
     if clients:
         stage.peer.do("call_with", player.connect_clients, stage.facts["address"], clients)
     for one in receivers:
-        stage.actors[one].wait_for(lambda gate=gates[one]: _has_reader(gate), f"{one} to be woken by the records")  # type: ignore[misc]
+        stage[one].wait_for(partial(_has_reader, gates[one]), f"{one} to be woken by the records")
         if clients:
             gates[one].wait_reached(thread="accept")
     gates[name].release()
@@ -339,11 +340,11 @@ def _reports(stage: Stage, name: str, kind: str) -> list[Any]:
 def _wait_reports(stage: Stage, names: tuple[str, ...], records: int, clients: int) -> None:
     """Wait until these processes together have reported so many records and clients."""
 
-    def have(kind: str) -> int:
-        return sum(len(_reports(stage, name, kind)) for name in names)
+    def has(kind: str, wanted: int) -> bool:
+        return sum(len(_reports(stage, name, kind)) for name in names) >= wanted
 
     for kind, wanted in (("record", records), ("client", clients)):
-        stage.actors.wait_for(lambda kind=kind, wanted=wanted: have(kind) >= wanted, f"{wanted} x {kind}")  # type: ignore[misc]
+        stage.actors.wait_for(partial(has, kind, wanted), f"{wanted} x {kind}")
 
 
 def _stream(stage: Stage, far: bool = False) -> TcpFacts:

@@ -25,8 +25,8 @@ from sharedsock.simulator.scenario import (
 )
 from sharedsock.simulator.stage import Stage, open_stage
 from sharedsock.simulator.timeline import Timeline
-from sharedsock.testing.actors import ActorDied, ActorTimeout
 from sharedsock.testing.outcomes import ActorRaised
+from sharedsock.testing.pending import ActorDied, ActorTimeout
 
 __all__ = ["SCENARIOS", "Intervention", "play"]
 
@@ -50,6 +50,9 @@ def play(
     Args:
         progress: told of each promise before it is checked (None) and after (its verdict).
         before: interventions, by the name of the promise they come before.
+
+    Raises:
+        StageError: the run could not begin.
     """
     tell = progress or (lambda promise, verdict: None)
     verdicts: list[Verdict] = []

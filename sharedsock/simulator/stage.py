@@ -19,16 +19,22 @@ from sharedsock.simulator import player
 from sharedsock.simulator.invariants import ProcessResidue, look_at, slack
 from sharedsock.simulator.scenario import Finding, Options, PromiseBroken
 from sharedsock.simulator.schedule import Schedule
-from sharedsock.testing.actors import Actor, ActorDied, Event, Pending
+from sharedsock.testing.actors import Actor
 from sharedsock.testing.commands import Belongings
 from sharedsock.testing.company import Actors
 from sharedsock.testing.launch import start_helpers
 from sharedsock.testing.observation import ThreadFacts
+from sharedsock.testing.outcomes import ActorRaised
+from sharedsock.testing.pending import ActorDied, ActorTimeout, Event, Pending
 
-__all__ = ["PEER", "Stage", "open_stage"]
+__all__ = ["PEER", "Stage", "StageError", "open_stage"]
 
 PEER: Final = "peer"
 _Found = TypeVar("_Found")
+
+
+class StageError(RuntimeError):
+    """A run could not begin; nothing was observed."""
 
 
 class Stage:
@@ -135,14 +141,25 @@ def _warm_up(has: Belongings) -> None:
         pass
 
 
+def _set_up(options: Options, actors: Actors, directory: str) -> Stage:
+    try:
+        return Stage(options, actors, directory)
+    except (ActorRaised, ActorDied, ActorTimeout, OSError) as error:
+        raise StageError(f"the players could not be started: {error}") from error
+
+
 @contextmanager
 def open_stage(options: Options) -> Iterator[Stage]:
-    """Start the players of a run, and end them all at the end of the block."""
+    """Start the players of a run, and end them all at the end of the block.
+
+    Raises:
+        StageError: not all of them could be started; none is left.
+    """
     directory = new_directory_name()
     environment = {TREE_VARIABLE: directory, "SHAREDSOCK_REGISTRY": None}
     actors = Actors(options.start_method, environment=environment)
     try:
-        yield Stage(options, actors, directory)
+        yield _set_up(options, actors, directory)
     except BaseException:
         actors.kill()
         raise

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
-from sharedsock.testing.actors import Event
 from sharedsock.testing.outcomes import Returned
+from sharedsock.testing.pending import Event
 
 if TYPE_CHECKING:
     from sharedsock.simulator.scenario import Verdict

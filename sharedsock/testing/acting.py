@@ -174,7 +174,7 @@ def _die_with_parent(billing: Billing) -> None:
     if billing.start_method == "forkserver":
         # The fork server is our parent. It ends once nobody has the far end of its pipe, of which each of its children
         # has got a copy: without ours it ends with the controller, and we with it.
-        server: Any = forkserver._forkserver  # type: ignore[attr-defined]  # no public name
+        server: Any = forkserver._forkserver  # no public name
         if server._forkserver_alive_fd is not None:
             os.close(server._forkserver_alive_fd)
             server._forkserver_alive_fd = None

@@ -20,8 +20,9 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from sharedsock.testing.actors import Actor, ActorDied, ActorTimeout
+from sharedsock.testing.actors import Actor
 from sharedsock.testing.launch import usable_start_method
+from sharedsock.testing.pending import ActorDied, ActorTimeout
 
 if TYPE_CHECKING:
     import sharedsock as ss

@@ -12,7 +12,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["TcpFacts", "ThreadFacts", "children", "files", "socket_inodes", "tcp_sockets", "thread_facts", "threads"]
+__all__ = [
+    "TcpFacts",
+    "ThreadFacts",
+    "children",
+    "files",
+    "runnable",
+    "socket_inodes",
+    "tcp_sockets",
+    "thread_facts",
+    "threads",
+]
 
 _ON_X86: Final = {
     7: "poll",
@@ -94,6 +104,13 @@ def threads(pid: int) -> tuple[int, ...]:
     with suppress(OSError):
         return tuple(sorted(int(name) for name in os.listdir(f"/proc/{pid}/task")))
     return ()
+
+
+def runnable() -> int:
+    """Return how many threads of the whole machine run or want to at this moment, ourselves included; 0 if unknown."""
+    with suppress(OSError):
+        return int(_read("/proc/loadavg").split()[3].partition("/")[0])
+    return 0
 
 
 def children(pid: int) -> tuple[int, ...]:

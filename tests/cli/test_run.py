@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -171,6 +172,44 @@ def test_json_is_one_object_of_a_stable_shape() -> None:
     assert marks["Amain"] == ["closed", "closed"]
     assert "last close" in marks["Bmain"]
     assert marks["Baccept"].count("accepted") == 8
+
+
+def test_a_run_that_cannot_begin_exits_1_and_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sharedsock.simulator.stage.new_directory_name", lambda: "/proc/no-such-place/registry")
+    assert main(["run", "closing-sockets", *SMALL, "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("closing-sockets: the players could not be started: actor A: ")
+
+
+def test_an_interrupt_ends_the_players_and_exits_130() -> None:
+    """Ctrl-C goes to the whole group; the players leave it to the controller, which ends them."""
+    with subprocess.Popen(
+        [*COMMAND, "run", "closing-sockets"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as job:  # fmt: skip
+        assert job.stderr is not None
+        assert job.stderr.readline().startswith("1 share")
+        os.killpg(job.pid, signal.SIGINT)
+        rest = job.stderr.read()
+    assert job.returncode == 130
+    assert rest.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in rest
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_to_shout_about() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "run", "closing-sockets", *SMALL], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as job:
+        assert job.stdout is not None
+        assert job.stderr is not None
+        job.stdout.close()
+        shown = job.stderr.read()
+    assert job.returncode == 1
+    assert "Traceback" not in shown
+    assert "BrokenPipeError" not in shown
 
 
 # Terminals.

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sharedsock.simulator.runner import SCENARIOS, Intervention, play
-from sharedsock.simulator.scenario import Options, Report, Standing
-from sharedsock.simulator.stage import PEER, Stage
+from sharedsock.simulator.scenario import Options, Promise, Report, Standing, Verdict
+from sharedsock.simulator.stage import PEER, Stage, StageError
 from sharedsock.testing.commands import Belongings
 
 STORY = SCENARIOS["closing-sockets"]
@@ -88,8 +88,11 @@ def _record_twice(stage: Stage) -> None:
     from sharedsock.simulator.player import record
 
     stage.peer.sendall(record(7, 64), on="stream")
-    seen = lambda: any(event.kind == "record" for actor in stage.actors for event in actor.events)  # noqa: E731
-    stage.actors.wait_for(seen, "the record")
+
+    def is_seen() -> bool:
+        return any(event.kind == "record" for actor in stage.actors for event in actor.events)
+
+    stage.actors.wait_for(is_seen, "the record")
 
 
 def _receiver_dies(stage: Stage) -> None:
@@ -147,11 +150,11 @@ def test_a_leak_in_the_controller_is_found_too() -> None:
 
 def test_progress_is_told_before_and_after_each_promise() -> None:
     told: list[tuple[str, Standing | None]] = []
-    play(
-        STORY,
-        Options(processes=2, threads=1),
-        progress=lambda promise, verdict: told.append((promise.name, verdict and verdict.standing)),
-    )
+
+    def tell(promise: Promise, verdict: Verdict | None) -> None:
+        told.append((promise.name, None if verdict is None else verdict.standing))
+
+    play(STORY, Options(processes=2, threads=1), progress=tell)
     assert [name for name, standing in told if standing is None] == [promise.name for promise in STORY.promises]
     assert [standing.value for _, standing in told if standing] == ["ok", "ok", "ok", "n/a", "ok", "ok"]
 
@@ -167,3 +170,10 @@ def test_an_interrupted_run_leaves_no_process() -> None:
         play(STORY, Options(processes=2, threads=1), before={"deliver": interrupt})
     assert pids
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
+def test_players_that_cannot_start_are_no_broken_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No directory for the run's registry: the run says so and leaves nothing, but judges no promise."""
+    monkeypatch.setattr("sharedsock.simulator.stage.new_directory_name", lambda: "/proc/no-such-place/registry")
+    with pytest.raises(StageError, match="the players could not be started: actor A: "):
+        play(STORY, Options(processes=2, threads=1))

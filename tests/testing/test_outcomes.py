@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_value_of_a_success_is_what_the_call_returned(outcome: Outcome, valu
 
 def test_the_value_of_a_failure_raises_with_the_place_it_came_from() -> None:
     try:
-        {}["missing"]
+        os.environ.copy()["missing"]
     except KeyError as error:
         outcome = from_error(error)
     with pytest.raises(ActorRaised, match=r"actor a: KeyError: 'missing'(.|\n)*test_outcomes\.py") as caught:
