@@ -101,10 +101,10 @@ class KernelSocket(_socket.socket):
     ) -> None:
         self.number = -1
         self.era = numbers.current_era()
-        with numbers.gate:
-            super().__init__(family, type, proto, fileno)
-            self.number = numbers.own(_socket.socket.fileno(self))
         try:
+            with numbers.gate:
+                super().__init__(family, type, proto, fileno)
+                self.number = numbers.own(_socket.socket.fileno(self))
             self.settimeout(0.0)  # O_NONBLOCK, and the C methods never wait by themselves
             self.slot = numbers.slot_of(self.number)
             self.aborted: str | None = None
@@ -122,7 +122,7 @@ class KernelSocket(_socket.socket):
             numbers.calm[self.slot] = 1
 
     def _free(self) -> None:
-        number = self.number
+        number = getattr(self, "number", -1)
         if number < 0:  # interrupted before it was entered: the C object alone knows it
             self.close()
             return

@@ -118,7 +118,12 @@ def socket_cookie(number: int) -> int:
     from sharedsock.kernel import numbers  # the only place where system needs what is built on it
 
     with numbers.gate:  # a forked child must not inherit the duplicate
-        view = _socket.socket(-1, -1, -1, os.dup(number))
+        twin = os.dup(number)
+        try:
+            view = _socket.socket(-1, -1, -1, twin)
+        except OSError:  # no socket
+            os.close(twin)
+            raise
         try:
             return int(struct.unpack("Q", view.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
         except OSError:

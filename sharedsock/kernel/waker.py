@@ -59,5 +59,5 @@ class Waker:
                 system.write_pipe(self._numbers[1], b"\1")
 
     def __del__(self) -> None:
-        for number in self._numbers:
+        for number in getattr(self, "_numbers", ()):  # interrupted before there was any
             numbers.release(number, self._era)
