@@ -74,13 +74,20 @@ class Client(Link):
         return int(reply.slot)
 
     def issue(
-        self, socket: SocketId, descriptor: DescriptorId, fd: int, target: int | None, expires_s: float | None
+        self,
+        socket: SocketId,
+        descriptor: DescriptorId,
+        fd: int,
+        target: int | None,
+        expires_s: float | None,
+        keep: list[bytes] | None = None,
     ) -> bytes:
         """Issue a ticket, a reference from now on; return its 32-byte secret. The registry keeps a duplicate of `fd`.
 
         Args:
             target: the only process that may claim it; None: the first claimer wins.
             expires_s: None: no clock for a pid-bound ticket, 60 s for the other.
+            keep: gets the secret as well, before this returns: a caller interrupted on the way finds it there.
 
         Raises:
             TicketError: the target is no living process of this user (DUP-6); TicketLimit: the cap is reached.
@@ -88,16 +95,26 @@ class Client(Link):
         """
         if target is not None:
             _check_pid(target)
-        reply = self._call(
-            Code.ISSUE,
-            may_start=True,
-            passing=fd,
-            socket=socket,
-            descriptor=descriptor,
-            target=target,
-            expires_s=expires_s,
-        )
-        return bytes(reply.secret)
+        secrets: list[bytes] = [] if keep is None else keep
+        before = len(secrets)
+        waiter = Waiter()
+        try:
+            reply = self._call(
+                Code.ISSUE,
+                may_start=True,
+                waiter=waiter,
+                passing=fd,
+                socket=socket,
+                descriptor=descriptor,
+                target=target,
+                expires_s=expires_s,
+            )
+            secrets.append(bytes(reply.secret))
+            return secrets[before]
+        except BaseException as error:
+            if keep is None or len(keep) == before:
+                self._hand_back(waiter, interrupted=not isinstance(error, OSError))
+            raise
 
     def bind(self, secret: bytes, target: int) -> bool:
         """Bind an unclaimed claim-once ticket of ours to a process; its clock stops. False: it has been claimed."""
@@ -141,7 +158,7 @@ class Client(Link):
             raise
 
     def _hand_back(self, waiter: Waiter, *, interrupted: bool) -> None:
-        """After a claim that failed here: close what came and hand the ticket back, now or when the reply comes."""
+        """After a claim or an issue that failed here: close what came and take it back, now or when the reply comes."""
         waiter.gave_up = True
         exchange = waiter.exchange
         if exchange is None:
@@ -149,8 +166,8 @@ class Client(Link):
         for parcel in waiter.inbox.copy():
             exchange.discard(parcel)
         if interrupted and not waiter.inbox:
-            # The registry answers in order: once it has answered this, it has answered the claim, and whoever has read
-            # that has refused it.
+            # The registry answers in order: once it has answered this, it has answered the other, and whoever has read
+            # that has taken it back.
             with contextlib.suppress(OSError):
                 self._call(Code.STATISTICS, timeout_s=_SETTLE_S)
 

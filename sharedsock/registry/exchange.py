@@ -11,7 +11,7 @@ The number is closed by the last waiter that leaves an ended channel, never unde
 
 A descriptor comes as ancillary data of one record: received close-on-exec, at most one, surplus ones closed, and a
 truncated delivery noticed (rule 12, F-29, F-35). A CLAIMED nobody waits for any more is refused at once: its ticket is
-unharmed (I8).
+unharmed (I8); an ISSUED is revoked: nobody has seen the ticket.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Parcel:
         self.message: Message | None = None
         self.owner: Waiter | None = None
         self.delivered = False
-        self.refusals = [1]  # taken by whoever refuses a CLAIMED: once
+        self.refusals = [1]  # taken by whoever refuses a CLAIMED or revokes an ISSUED: once
 
     @property
     def data(self) -> bytes:
@@ -229,12 +229,16 @@ class Exchange:
         self._socket.detach()
 
     def discard(self, parcel: Parcel) -> None:
-        """Nobody wants this parcel: close what came with it, and hand the ticket of a CLAIMED back. Idempotent."""
+        """Nobody wants this parcel: close what came with it, and take back what it grants. Idempotent."""
         parcel.close()
-        if parcel.message is not None and parcel.message.code is Code.CLAIMED:
+        message = parcel.message
+        if message is not None and message.code in (Code.CLAIMED, Code.ISSUED):
             with contextlib.suppress(IndexError):
                 parcel.refusals.pop()
-                self.post(Code.REFUSE, number=parcel.message.number)
+                if message.code is Code.CLAIMED:
+                    self.post(Code.REFUSE, number=message.number)
+                else:
+                    self.post(Code.REVOKE, secret=message.secret)
 
     def _next(self) -> int:
         return next(self._ids) % 0xFFFFFFFF + 1
