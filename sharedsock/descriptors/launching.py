@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 import threading
 import traceback
@@ -33,12 +34,23 @@ _SEARCH_LIMIT: Final = 100_000
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 _OPAQUE: Final = (str, bytes, bytearray, int, float, complex, bool, type, types.ModuleType, threading.Thread)
 
-_install_lock: Final = threading.Lock()
+_seams: Final[dict[type, Callable[[Any, Any], None]]] = {}
+_install_lock = threading.Lock()
 _installed = False
+
+
+def _renew_lock() -> None:
+    global _install_lock
+    _install_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 class _Face(Protocol):
     _descriptor: Descriptor
+
+    def _stand_on(self, descriptor: Descriptor) -> None: ...
 
 
 def install(face: type) -> None:
@@ -56,8 +68,10 @@ def install(face: type) -> None:
         for name in ("popen_fork", "popen_spawn_posix", "popen_forkserver"):
             with suppress(ImportError):  # a platform without that start method
                 launcher = importlib.import_module(f"multiprocessing.{name}").Popen
+                if launcher in _seams:  # this is the child of a fork in the middle of an install
+                    continue
                 wrap = functools.partial(_wrap_fork, face=face) if name == "popen_fork" else _wrap_pickled
-                launcher._launch = wrap(launcher._launch)
+                _seams[launcher] = launcher._launch = wrap(launcher._launch)
         _installed = True
 
 
@@ -107,7 +121,7 @@ def _redeem_and_run(process: Any, tickets: list[tuple[_Face, bytes]], *arguments
     process.__dict__.pop("_bootstrap", None)
     try:
         for shared, info in tickets:
-            shared._descriptor = sharing.redeem(info)
+            sharing.redeem(info, shared._stand_on)
     except OSError:
         # multiprocessing ends the child without a word when its bootstrap raises.
         traceback.print_exc()
@@ -139,7 +153,8 @@ def _reachable(process: Any, face: type) -> Iterator[Any]:
         seen.add(id(value))
         if isinstance(value, face):
             yield value
-        elif isinstance(value, _CONTAINERS):
+            continue
+        if isinstance(value, _CONTAINERS):
             todo.extend(value)
         elif isinstance(value, dict):
             todo.extend(value.keys())
@@ -151,11 +166,21 @@ def _reachable(process: Any, face: type) -> Iterator[Any]:
         elif isinstance(value, types.FunctionType):
             todo.extend((value.__defaults__, value.__kwdefaults__))
             todo.extend(_cell_contents(value))
-        elif hasattr(value, "__dict__"):
-            todo.append(vars(value))
+        todo.extend(_attributes(value))
 
 
 def _cell_contents(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # the cell is empty yet
             yield cell.cell_contents
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """Yield what an instance keeps in its dictionary and its slots, without running any code of its class."""
+    with suppress(AttributeError):
+        yield object.__getattribute__(value, "__dict__")
+    for kind in type(value).__mro__:
+        for slot in kind.__dict__.values():
+            if isinstance(slot, types.MemberDescriptorType) and kind.__module__ != "builtins":
+                with suppress(AttributeError):  # empty
+                    yield slot.__get__(value, type(value))

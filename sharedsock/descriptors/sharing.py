@@ -1,11 +1,15 @@
 """Tickets: the single-use right to a reference, made by one process and redeemed by another.
 
     share:   register the socket at its first share -> custody takes a duplicate -> the ledger issues the ticket
-    redeem:  the ledger claims -> custody passes the number -> a descriptor stands on it -> acknowledged
+    redeem:  the ledger claims -> custody passes the number -> a descriptor stands on it -> acknowledged -> delivered
 
 A ticket is a reference from the moment it is issued, so the sharer may close, or die, before it is redeemed (DUP-12).
 A refusal uses nothing up. A ticket's bytes hold the registry's runtime path, its incarnation and the secret; a
 checksum turns away damage before anybody is asked. The key of the registry is never in a ticket (S-06).
+
+An interrupt leaves nothing behind, wherever it lands: a ticket its minter never saw is revoked, a claim that is not
+acknowledged is handed back, and a descriptor that is counted but did not reach its caller waits for his next try with
+the same ticket (I8, rule 3: the result of what succeeded is never thrown away).
 
 Source: "Shared Sockets in the SPI", LPWSPDUPLICATESOCKET.
 """
@@ -15,19 +19,22 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sharedsock.descriptors import closing, options, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import numbers, sockets, system
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
-from sharedsock.model.errors import NotASocket, RegistryGone, TicketInvalid
+from sharedsock.model.errors import ForkedDescriptor, NotASocket, RegistryGone, TicketInvalid
 from sharedsock.registry import connect
 
 if TYPE_CHECKING:
+    from sharedsock.kernel.sockets import KernelSocket
+    from sharedsock.model.identity import SocketId
     from sharedsock.registry.client import Claim, Client
 
 __all__ = ["bind", "duplicate", "lend", "mint", "minting", "redeem", "register", "revoke", "share"]
@@ -36,8 +43,13 @@ __all__ = ["bind", "duplicate", "lend", "mint", "minting", "redeem", "register",
 _HEAD: Final = struct.Struct("4s16s16s32s")
 _MAGIC: Final = b"SST1"
 _PATH_LIMIT: Final = 4096
+_MOST_UNDELIVERED: Final = 8
+
+T = TypeVar("T")
 
 _launch = threading.local()
+# Redeemed and counted, but an interrupt kept it from its caller: by the ticket's secret, oldest first.
+_undelivered: OrderedDict[bytes, Descriptor] = OrderedDict()
 
 
 def _checksum(body: bytes) -> bytes:
@@ -82,13 +94,19 @@ def register(descriptor: Descriptor) -> Client:
         if client is None:
             client = connect.default_client()
             client.on_reconnect = table.announce_again
-            facts = descriptor.socket_facts()
-            descriptor.slot = client.announce(facts, descriptor.facts())
-            # Only what differs from a new record travels: another adopter of the same file may have set more.
-            changes = options.differences(descriptor.local)
-            if changes:
-                client.set_common(facts.socket, **changes)
-            descriptor.client = client
+            try:
+                facts = descriptor.socket_facts()
+                descriptor.slot = client.announce(facts, descriptor.facts())
+                # Only what differs from a new record travels: another adopter of the same file may have set more.
+                changes = options.differences(descriptor.local)
+                if changes:
+                    client.set_common(facts.socket, **changes)
+                descriptor.client = client
+            except BaseException as error:
+                _withdraw(client, descriptor, error)
+                if kernel.aborted is not None:
+                    transfer.require_kernel(descriptor)
+                raise
     # Race: a close that saw no registry has given nothing back. Its mark came first, so we see it here, and withdraw.
     if kernel.aborted is not None:
         with suppress(RegistryGone, NotASocket):
@@ -96,6 +114,13 @@ def register(descriptor: Descriptor) -> Client:
             client.end_close(descriptor.id)
         transfer.require_kernel(descriptor)
     return client
+
+
+def _withdraw(client: Client, descriptor: Descriptor, error: BaseException) -> None:
+    """An announcement did not come to its end: whatever the registry has counted of it is given back, soon or now."""
+    table.abandon(client, descriptor.id)
+    if not isinstance(error, RegistryGone):  # that one has just been waited for: the next call that reaches it does it
+        table.flush_abandoned()
 
 
 def share(descriptor: Descriptor, target: int | None, expires_s: float | None) -> bytes:
@@ -113,20 +138,27 @@ def share(descriptor: Descriptor, target: int | None, expires_s: float | None) -
     client = register(descriptor)
     table.flush_abandoned()
     assert descriptor.socket_id is not None
+    secrets: list[bytes] = []
     try:
-        secret = client.issue(descriptor.socket_id, descriptor.id, kernel.number, target, expires_s)
-    except OSError:
+        client.issue(descriptor.socket_id, descriptor.id, kernel.number, target, expires_s, secrets)
+        if trace.hook is not None:
+            trace.hit("share.issued", descriptor=descriptor.id)
+        return _encode(client, secrets[0])
+    except BaseException:
+        for secret in secrets:  # a ticket nobody has seen
+            with suppress(OSError):
+                client.revoke(secret)
         # A close has overtaken us: custody got the dead file, or the registry an unknown descriptor.
         if kernel.aborted is not None:
             transfer.require_kernel(descriptor)
         raise
-    if trace.hook is not None:
-        trace.hit("share.issued", descriptor=descriptor.id)
-    return _encode(client, secret)
 
 
-def redeem(info: bytes) -> Descriptor:
-    """Turn a ticket into a descriptor of this process on the same socket.
+def redeem(info: bytes, into: Callable[[Descriptor], T]) -> T:
+    """Turn a ticket into a descriptor of this process on the same socket; return what `into` makes of it.
+
+    Args:
+        into: wraps the descriptor for its user; part of the delivery, so that an interrupt in it loses nothing.
 
     Raises:
         TicketInvalid, TicketAlreadyClaimed, TicketExpired: refused, and nothing is used up.
@@ -134,40 +166,105 @@ def redeem(info: bytes) -> Descriptor:
     """
     runtime, incarnation, secret = _decode(info)
     table.note_fork()
+    found: list[Descriptor | None] = []
+    try:
+        found.extend(map(_undelivered.pop, (secret,), (None,)))  # one of two threads gets it, and no step loses it
+        if found[0] is not None and not found[0].is_closed:
+            return into(table.enter(found[0]))
+    except BaseException:
+        for descriptor in filter(None, found):
+            _keep_undelivered(secret, descriptor)
+        raise
     client = connect.client_of(runtime)
     if client.incarnation != incarnation:
         raise TicketInvalid("this ticket belongs to a registry that has ended; ask the sharer for another share()")
-    kept: list[Claim] = []
-    descriptor: Descriptor | None = None
+    table.flush_abandoned()
+    claims: list[Claim] = []
+    fresh: Descriptor | None = None
     try:
         waker = Waker()  # before the claim: for want of a number nothing is claimed
-        claim = client.claim(secret, kept)
+        claim = client.claim(secret, claims)
         facts = claim.socket
-        descriptor = Descriptor(sockets.adopt(claim.fd, facts.family, facts.type, facts.protocol, waker))
+        fresh = Descriptor(sockets.adopt(claim.fd, facts.family, facts.type, facts.protocol, waker))
         if trace.hook is not None:
-            trace.hit("take.wrapped", descriptor=descriptor.id)
-        descriptor.socket_id, descriptor.slot, descriptor.client = facts.socket, claim.slot, client
+            trace.hit("take.wrapped", descriptor=fresh.id)
+        fresh.socket_id, fresh.slot = facts.socket, claim.slot
         client.on_reconnect = table.announce_again
-        client.acknowledge(claim, descriptor.facts())
-    except BaseException:
-        for claim in kept:
-            with suppress(RegistryGone, TicketInvalid):
-                client.refuse(claim)
-            numbers.release_stray(claim.fd)
-        if descriptor is not None:
-            descriptor.client = None
-            closing.collect(descriptor)
+        client.acknowledge(claim, fresh.facts())
+        fresh.client = client
+        return into(table.enter(fresh))
+    except BaseException as error:
+        if fresh is not None and claims and _is_counted(client, claims[0], fresh, error):
+            fresh.client = client
+            _keep_undelivered(secret, fresh)
+        elif fresh is not None:
+            fresh.client = None
+            closing.collect(fresh)
+        elif claims:
+            _hand_back(client, claims[0])
         raise
-    return table.enter(descriptor)
+
+
+def _hand_back(client: Client, claim: Claim) -> None:
+    """Nothing stands on a claim's number: return the ticket, and close the number unless that has been done."""
+    with suppress(RegistryGone, TicketInvalid):
+        client.refuse(claim)
+    _close_stray(claim.fd, claim.socket.socket)
+
+
+def _close_stray(number: int, socket: SocketId) -> None:
+    """Close a number on which nothing stands. A wrapper that failed has closed it: then it may be a stranger's (I5)."""
+    with numbers.gate, suppress(OSError):
+        if system.socket_cookie(number) == socket:
+            numbers.release_stray(number)
+
+
+def _is_counted(client: Client, claim: Claim, descriptor: Descriptor, error: BaseException) -> bool:
+    """After a failure once a descriptor stood on the claim: hand the ticket back; report whether that came too late."""
+    if isinstance(error, RegistryGone):
+        # Lost with its channel, the claim has gone back by itself; heard late, it counts: the next call gives it back.
+        table.abandon(client, descriptor.id)
+        return False
+    try:
+        client.refuse(claim)
+    except TicketInvalid:
+        with suppress(OSError):
+            client.acknowledge(claim, descriptor.facts())  # idempotent: agrees if it is ours, refuses if it is not
+            return True
+    except RegistryGone:
+        table.abandon(client, descriptor.id)
+    return False
+
+
+def _keep_undelivered(secret: bytes, descriptor: Descriptor) -> None:
+    """Keep a counted descriptor for the next try with its ticket; the oldest of too many is closed.
+
+    In a new object: the one the caller was to get may be in a half-made face, whose destructor closes it.
+    """
+    if descriptor.is_closed:
+        return
+    heir = Descriptor(descriptor.kernel)
+    for name in ("id", "client", "slot", "socket_id", "local", "opened_s", "_place"):
+        setattr(heir, name, getattr(descriptor, name))
+    descriptor.swap_for_closed("an interrupt")
+    _undelivered[secret] = table.enter(heir)
+    while len(_undelivered) > _MOST_UNDELIVERED:
+        closing.close(_undelivered.popitem(last=False)[1])
 
 
 def revoke(info: bytes) -> bool:
     """Take an unclaimed ticket back; report whether there was one to take.
 
     Other processes: the target can not redeem it any more. If it was the last reference, the socket ends.
+
+    Raises:
+        TicketInvalid: damaged, or no ticket. RegistryGone: its registry cannot be reached.
     """
     runtime, incarnation, secret = _decode(info)
-    client = connect.client_of(runtime)
+    try:
+        client = connect.client_of(runtime)
+    except TicketInvalid:  # the registry has ended, and its tickets with it
+        return False
     return client.incarnation == incarnation and client.revoke(secret)
 
 
@@ -177,23 +274,47 @@ def bind(info: bytes, target: int) -> None:
     connect.client_of(runtime).bind(secret, target)
 
 
-def duplicate(descriptor: Descriptor) -> Descriptor:
-    """Open a second, independent descriptor of this process on the same socket (DUP-11).
+def duplicate(descriptor: Descriptor, into: Callable[[Descriptor], T]) -> T:
+    """Open a second, independent descriptor on the same socket; return what `into` makes of it (DUP-11).
 
     Raises:
+        NotASocket: closed, or being closed in another thread.
         OSError: EMFILE, no number is free; nothing has changed.
     """
     kernel = transfer.require_kernel(descriptor)
     client = register(descriptor)
-    with numbers.gate:
-        twin = Descriptor(
-            sockets.adopt(system.duplicate(kernel.number), descriptor.family, descriptor.type, descriptor.protocol)
-        )
-    # A close may have put the dead file over the number before we duplicated it: then this is no socket.
-    twin.socket_id = descriptor.socket_id
-    twin.slot = client.announce(descriptor.socket_facts(), twin.facts())
-    twin.client = client
-    return table.enter(twin)
+    facts = descriptor.socket_facts()
+    twin = Descriptor(_twin_of(descriptor, kernel, facts.socket))
+    try:
+        twin.socket_id, twin.timeout_s = facts.socket, descriptor.timeout_s
+        twin.slot = client.announce(facts, twin.facts())
+        twin.client = client
+        if kernel.aborted is not None:
+            # A close came first, and may have been told LAST: the twin must not outlive what that does to the socket.
+            transfer.require_kernel(descriptor)
+        return into(table.enter(twin))
+    except BaseException as error:
+        if twin.client is None:
+            closing.collect(twin)
+            _withdraw(client, twin, error)
+        else:
+            closing.close(twin)
+        raise
+
+
+def _twin_of(descriptor: Descriptor, kernel: KernelSocket, socket: SocketId) -> KernelSocket:
+    taken: list[int] = []
+    try:
+        with numbers.gate:
+            taken.extend(map(system.duplicate, (kernel.number,)))
+            return sockets.adopt(taken[0], descriptor.family, descriptor.type, descriptor.protocol)
+    except BaseException:
+        for number in taken:
+            _close_stray(number, socket)
+        # A close had put the dead file over the number before it was duplicated.
+        if kernel.aborted is not None:
+            transfer.require_kernel(descriptor)
+        raise
 
 
 def lend(descriptor: Descriptor, target: int) -> None:
@@ -210,11 +331,12 @@ def lend(descriptor: Descriptor, target: int) -> None:
 @contextmanager
 def minting(minted: list[bytes]) -> Iterator[None]:
     """Collect the tickets that pickling mints in this thread, while multiprocessing launches a child."""
+    before = getattr(_launch, "minted", None)
     _launch.minted = minted
     try:
         yield
     finally:
-        _launch.minted = None
+        _launch.minted = before
 
 
 def mint(descriptor: Descriptor) -> bytes:
@@ -222,14 +344,18 @@ def mint(descriptor: Descriptor) -> bytes:
 
     Raises:
         NotASocket: closed before it was pickled: a queue or pool pickles later, in a thread of its own.
+        ForkedDescriptor: the parent's.
     """
-    if descriptor.is_closed:
+    try:
+        info = share(descriptor, None, None)
+    except ForkedDescriptor:
+        raise
+    except NotASocket as error:
         raise NotASocket(
             f"descriptor {descriptor.id} was closed before it was pickled; Queue, Pool and executors pickle later, in "
             "a thread of their own: hand over s.ticket(), which is minted at once",
             descriptor=descriptor.id,
-        )
-    info = share(descriptor, None, None)
+        ) from error
     minted = getattr(_launch, "minted", None)
     if minted is not None:
         minted.append(info)

@@ -67,12 +67,15 @@ def abandon(client: Client, descriptor: DescriptorId) -> None:
 
 
 def flush_abandoned() -> None:
-    """Give back the references of descriptors that were collected without close."""
+    """Give back the references of descriptors that were collected without close, or whose counting was cut short."""
     while _abandoned:
         try:
             client, descriptor = _abandoned.popleft()
         except IndexError:  # another thread was faster
             return
+        found = _open.get(descriptor)
+        if found is not None and found.client is client:
+            continue  # its next share() has counted it after all
         with suppress(RegistryGone, NotASocket):  # a registry that has died counts nothing
             client.begin_close(descriptor)
             client.end_close(descriptor)
@@ -124,10 +127,12 @@ def note_fork() -> None:
 
 
 def _before() -> None:
-    if trace.hook is not None:
-        trace.hit("fork.before")
-    connect.fork_lock_acquire()
-    numbers.gate.acquire()
+    try:
+        if trace.hook is not None:
+            trace.hit("fork.before")
+    finally:  # a fork goes on, whatever its hooks raise
+        connect.fork_lock_acquire()
+        numbers.gate.acquire()
 
 
 def _after_in_parent() -> None:
