@@ -1,0 +1,101 @@
+"""P1, P2: a message there and back between two processes on one core, vs plain and settimeout() sockets."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from time import perf_counter
+from typing import Any, Final
+
+import sharedsock as ss
+from tools.bench.rounds import Result, Settings, interleave, ratio
+
+__all__ = ["measure"]
+
+ROUND_TRIPS: Final = 2000
+CASES: Final = (
+    ("TCP", socket.AF_INET, 1),
+    ("TCP", socket.AF_INET, 1024),
+    ("UNIX", socket.AF_UNIX, 1),
+    ("UNIX", socket.AF_UNIX, 1024),
+)
+CONTENDERS: Final = ("plain", "settimeout", "shared")
+
+
+def _make(contender: str, family: int) -> Any:
+    return ss.SharedSocket(family, socket.SOCK_STREAM) if contender == "shared" else socket.socket(family)
+
+
+def _prepare(connection: Any, contender: str, family: int) -> None:
+    if family == socket.AF_INET:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.settimeout(60.0 if contender == "settimeout" else None)
+
+
+def _echo(contender: str, family: int, address: Any, size: int, core: int) -> None:
+    """The other end: send back whatever comes."""
+    os.sched_setaffinity(0, {core})
+    connection = _make(contender, family)
+    connection.connect(address)
+    _prepare(connection, contender, family)
+    recv, sendall = connection.recv, connection.sendall
+    while data := recv(size):
+        sendall(data)
+    connection.close()
+
+
+@contextmanager
+def _pair(contender: str, family: int, size: int, core: int, directory: str) -> Iterator[Callable[[int], float]]:
+    """Connect to an echo process; give a function that measures some round trips, in seconds."""
+    with _make(contender, family) as listener:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else os.path.join(directory, f"{contender}-{size}"))
+        listener.listen(1)
+        arguments = (contender, family, listener.getsockname(), size, core)
+        process = multiprocessing.get_context("spawn").Process(target=_echo, args=arguments, daemon=True)
+        process.start()
+        connection, _ = listener.accept()
+    _prepare(connection, contender, family)
+    message = b"m" * size
+
+    def measure(round_trips: int) -> float:
+        recv, sendall = connection.recv, connection.sendall
+        begin = perf_counter()
+        for _ in range(round_trips):
+            sendall(message)
+            recv(size)
+        return perf_counter() - begin
+
+    try:
+        yield measure
+    finally:
+        connection.close()
+        process.join()
+
+
+def measure(settings: Settings) -> Iterator[Result]:
+    """Yield P1 and P2 for each transport and size; ratios of speed, so more is better."""
+    everywhere = os.sched_getaffinity(0)
+    core = min(everywhere)
+    round_trips = settings.scaled(ROUND_TRIPS)
+    os.sched_setaffinity(0, {core})
+    try:
+        for transport, family, size in CASES:
+            with ExitStack() as stack:
+                directory = stack.enter_context(tempfile.TemporaryDirectory())
+                ends = {name: stack.enter_context(_pair(name, family, size, core, directory)) for name in CONTENDERS}
+                times = interleave(
+                    {name: partial(run, round_trips) for name, run in ends.items()},
+                    settings,
+                )
+            case = f"{transport} {size} B"
+            measured, spread = ratio(times["plain"], times["shared"])
+            yield Result("P1", f"ping-pong {case} vs plain blocking", measured, 0.95, 0.80, spread=spread)
+            measured, spread = ratio(times["settimeout"], times["shared"])
+            yield Result("P2", f"ping-pong {case} vs settimeout()", measured, 1.15, 1.00, spread=spread)
+    finally:
+        os.sched_setaffinity(0, everywhere)
