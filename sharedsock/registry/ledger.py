@@ -360,8 +360,9 @@ class Ledger:
 
     def disconnected(self, holder: HolderId) -> None:
         """A holder's channel ended. Its descriptors stay (its process may live); claims in flight go back."""
-        for ticket in [t for t in self._tickets.values() if t.state is State.CLAIMED and t.claimer == holder]:
-            self._reissue(ticket)  # its claimer is remembered: it may still acknowledge through a new channel
+        for ticket in self._tickets.values():
+            if ticket.state is State.CLAIMED and ticket.claimer == holder:
+                self._reissue(ticket)  # its claimer is remembered: it may still acknowledge through a new channel
         holding = self._holdings.get(holder)
         if holding is not None and not holding.descriptors:
             holding.ended.clear()
@@ -379,6 +380,9 @@ class Ledger:
         holders = list(self._of_process.pop(process, ()))
         for holder in holders:
             self.reap_holder(holder)
+        for ticket in self._tickets.values():
+            if ticket.state is State.CLAIMED and ticket.claimer is not None and ticket.claimer.process == process:
+                self._reissue(ticket)
         targeted = sorted(self._targeted.pop(process, ()), key=lambda reference: reference.number)
         for reference in targeted:
             if reference.state is State.LENT:
@@ -553,6 +557,7 @@ class Ledger:
     def _bury(self, ticket: Reference, fate: Fate | None) -> None:
         """The ticket is no more; with a fate, its hash is remembered for the reason of a later refusal."""
         del self._tickets[ticket.number], self._secrets[ticket.digest]
+        ticket.due = math.inf  # its timer, if one is running, means nothing any more
         aimed = self._targeted.get(ticket.target) if ticket.target is not None else None
         if aimed is not None and ticket.target is not None:
             aimed.discard(ticket)
