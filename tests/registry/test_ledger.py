@@ -422,7 +422,7 @@ def test_custody_is_the_last_closer_of_a_ticket_that_was_the_last_reference(
 
 
 def test_custody_waits_for_the_closers_before_it(ledger: Ledger) -> None:
-    """A closer that was told NOT LAST because of the ticket is still closing when the ticket ends: one is last, custody."""
+    """A closer told NOT LAST because of the ticket is still closing when the ticket ends: one is last, custody."""
     number = issue(ledger)
     assert ledger.begin_close(A, one(), None, 0.0) is False
     ledger.reap(Q)
