@@ -11,9 +11,11 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from sharedsock.simulator.scenario import Finding, Promise, Report, Standing, Verdict
+from sharedsock.simulator.timeline import Mark
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,10 +30,23 @@ _STYLES: Final = {
     Standing.NO_MEANING: "dim",
     Standing.NOT_REACHED: "dim",
 }
+_MARKS: Final = {
+    Mark.WAITING.letter: "dim",
+    Mark.BLOCKED.letter: "dim",
+    "|": "dim",
+    Mark.RECEIVED.letter: "green",
+    Mark.ACCEPTED.letter: "green",
+    Mark.ABORTED.letter: "yellow",
+    Mark.CLOSED.letter: "cyan",
+    Mark.LAST_CLOSE.letter: "bold cyan",
+    Mark.KILLED.letter: "bold red",
+}
+_LANE: Final = {*_MARKS, " "}
 _CONDITIONS: Final = (
     "{options.processes} processes x {options.threads} threads, {options.start_method}, linger {options.linger}; "
     "Python {environment[python]}, {environment[system]}"
 )
+_LOADED: Final = "; loaded machine, bounds x{report.slack:g}"
 _INDENT: Final = 3
 _GAP: Final = 2
 
@@ -102,21 +117,31 @@ def page(report: Report, width: int) -> Iterator[Line]:
     options = report.options
     yield ((report.scenario.name, "bold"),)
     yield ((report.scenario.title, ""),)
-    yield (
-        (
-            _CONDITIONS.format(options=options, environment=report.environment),
-            "dim",
-        ),
-    )
+    conditions = _CONDITIONS.format(options=options, environment=report.environment)
+    if report.slack > 1:
+        conditions += _LOADED.format(report=report)
+    for line in textwrap.wrap(conditions, width):
+        yield ((line, "dim"),)
     yield ()
     yield from _table(report, width)
     drawn = report.timeline.draw(width)
     if drawn:
         yield ()
-        for line in drawn:
-            yield ((line, ""),)
+        *lanes, gap, legend = drawn
+        yield from map(_coloured, lanes)
+        yield from (((gap, ""),), ((legend, "dim"),))
     yield ()
     yield ((verdict_line(report), _STYLES[Standing.HELD if report.holds else Standing.BROKEN]),)
+
+
+def _coloured(line: str) -> Line:
+    """Split a lane into runs of one style each; the label and the heads of the columns keep theirs."""
+    label, bar, cells = line.partition("|")
+    is_head = not set(cells) <= _LANE
+    runs = (
+        (style, "".join(run)) for style, run in groupby(cells, lambda cell: "" if is_head else _MARKS.get(cell, ""))
+    )
+    return ((label + bar, ""), *((text, style) for style, text in runs))
 
 
 def verdict_line(report: Report) -> str:

@@ -122,6 +122,7 @@ def as_json(report: Report) -> dict[str, Any]:
         scenario      its name
         options       {processes, threads, start_method, linger}
         environment   {python, implementation, system}
+        slack         by what the bounds were multiplied: 1.0, or 4.0 while other processes load the machine
         held          true if every promise held or had no meaning
         broken        names of the promises that did not hold
         promises      [{number, name, promise, status, reason, seconds, findings}], in order
@@ -143,6 +144,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "linger": report.options.linger,
         },
         "environment": dict(report.environment),
+        "slack": report.slack,
         "held": report.holds,
         "broken": [verdict.promise.name for verdict in report.broken],
         "promises": [_promise_as_json(verdict) for verdict in report.verdicts],

@@ -56,7 +56,6 @@ def play(
     """
     tell = progress or (lambda promise, verdict: None)
     verdicts: list[Verdict] = []
-    timeline = Timeline.empty()
     with open_stage(options) as stage:
         is_broken = False
         for promise in scenario.promises:
@@ -69,7 +68,7 @@ def play(
             verdicts.append(verdict)
             tell(promise, verdict)
         timeline = Timeline.of(stage, verdicts)
-    return Report(scenario, options, tuple(verdicts), timeline, _environment())
+    return Report(scenario, options, tuple(verdicts), timeline, _environment(), stage.slack)
 
 
 def _check(stage: Stage, promise: Promise, intervene: Intervention | None) -> Verdict:

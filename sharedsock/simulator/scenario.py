@@ -135,13 +135,14 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The result of one run."""
+    """The result of one run; `slack` is by what the bounds were multiplied at the end, 4 on a loaded machine."""
 
     scenario: Scenario
     options: Options
     verdicts: tuple[Verdict, ...]
     timeline: Timeline
     environment: Mapping[str, Any] = field(default_factory=dict)
+    slack: float = 1.0
 
     @property
     def broken(self) -> tuple[Verdict, ...]:

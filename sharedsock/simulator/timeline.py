@@ -76,11 +76,6 @@ class Timeline:
     spans: tuple[tuple[int, str, float, float], ...]
 
     @classmethod
-    def empty(cls) -> Timeline:
-        """Return the timeline of a run in which nothing has happened."""
-        return cls((), ())
-
-    @classmethod
     def of(cls, stage: Stage, verdicts: Sequence[Verdict]) -> Timeline:
         """Read the lanes of the holders' threads from what the stage has collected."""
         names = stage.schedule.holders
@@ -117,12 +112,9 @@ class Timeline:
                 rows[-1][1].append(lane.thread)
             else:
                 rows.append((lane.process, [lane.thread], cells))
-        lines = [
-            " " * label_width
-            + "|"
-            + "|".join(f"{number} {name}"[:columns].ljust(columns) for number, name, *_ in self.spans),
-            " " * label_width + "|" + "|".join(_duration(end - start).ljust(columns) for *_, start, end in self.spans),
-        ]
+        heads = (f"{number} {name}"[:columns].ljust(columns) for number, name, *_ in self.spans)
+        lasts = (_duration(end_s - start_s).ljust(columns) for *_, start_s, end_s in self.spans)
+        lines = ["timeline".ljust(label_width) + "|" + "|".join(heads), " " * label_width + "|" + "|".join(lasts)]
         before = ""
         for process, threads, cells in rows:
             thread = threads[0] if len(threads) == 1 else f"{threads[0].rpartition('-')[0]} x{len(threads)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -150,8 +151,9 @@ def test_json_is_one_object_of_a_stable_shape() -> None:
     report = json.loads(done.stdout)
     assert report["schema"] == SCHEMA
     assert list(report) == [
-        "schema", "scenario", "options", "environment", "held", "broken", "promises", "timeline",
+        "schema", "scenario", "options", "environment", "slack", "held", "broken", "promises", "timeline",
     ]  # fmt: skip
+    assert report["slack"] in (1.0, 4.0)
     assert report["options"] == {"processes": 2, "threads": 1, "start_method": "fork", "linger": "off"}
     assert list(report["environment"]) == ["python", "implementation", "system"]
     assert (report["scenario"], report["held"], report["broken"]) == ("closing-sockets", True, [])
@@ -287,6 +289,12 @@ def test_the_reason_is_shown_under_the_promise(standing: Standing, reason: str) 
     shown = _shown(io.StringIO(), _report(standing, reason))
     for line in reason.splitlines():
         assert f"\n   {line}\n" in shown
+
+
+@pytest.mark.parametrize(("slack", "is_said"), [(1.0, False), (4.0, True)])
+def test_longer_bounds_are_said_to_be_so(slack: float, is_said: bool) -> None:
+    report = dataclasses.replace(_report(), slack=slack)
+    assert ("; loaded machine, bounds x4\n" in _shown(io.StringIO(), report)) is is_said
 
 
 def test_progress_rewrites_its_line_on_a_terminal_and_takes_it_away(terminal: _Terminal) -> None:

@@ -59,4 +59,4 @@ def test_every_row_fits_is_aligned_and_plain(width: int) -> None:
 
 
 def test_a_run_in_which_nothing_happened_draws_nothing() -> None:
-    assert Timeline.empty().draw(80) == []
+    assert Timeline((), ()).draw(80) == []
