@@ -292,7 +292,8 @@ def test_the_reason_is_shown_under_the_promise(standing: Standing, reason: str) 
 
 
 @pytest.mark.parametrize(("slack", "is_said"), [(1.0, False), (4.0, True)])
-def test_longer_bounds_are_said_to_be_so(slack: float, is_said: bool) -> None:
+def test_longer_bounds_are_said_to_be_so(slack: float, is_said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "112")
     report = dataclasses.replace(_report(), slack=slack)
     assert ("; loaded machine, bounds x4\n" in _shown(io.StringIO(), report)) is is_said
 
