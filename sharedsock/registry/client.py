@@ -67,9 +67,8 @@ class Client(Link):
         Args:
             recovered: it was shared through an earlier registry, so that others may hold the socket unannounced.
         """
-        reply = self._call(
-            Code.ANNOUNCE, may_start=True, recovered=recovered, **_socket_fields(socket), **_descriptor_fields(descriptor)
-        )
+        fields = _socket_fields(socket) | _descriptor_fields(descriptor)
+        reply = self._call(Code.ANNOUNCE, may_start=True, recovered=recovered, **fields)
         self._session.held.add(descriptor.descriptor)
         return int(reply.slot)
 

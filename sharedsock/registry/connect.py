@@ -83,7 +83,7 @@ def client_of(path: str) -> Client:
 
 def _check_directory(path: str) -> None:
     try:
-        os.close(runtime.open_directory(path))
+        runtime.in_directory(path, os.fstat)
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
             raise
@@ -164,11 +164,7 @@ class RegistryHandle:
         """The registry's key: 32 bytes, for `connect_registry`; read from its file unless it was given."""
         if self._key is not None:
             return self._key
-        directory = runtime.open_directory(self.runtime)
-        try:
-            return runtime.read_key(directory)
-        finally:
-            os.close(directory)
+        return runtime.in_directory(self.runtime, runtime.read_key)
 
     @property
     def client(self) -> Client:
@@ -204,8 +200,8 @@ class RegistryHandle:
 class Registry(RegistryHandle):
     """A registry of one's own: started by `with`, current for this process and, through the environment, its children.
 
-    It ends by itself, within 1 s of the last reference, ticket and client. Other processes: children of this one inherit
-    SHAREDSOCK_REGISTRY while it is open; others need its address and key.
+    It ends by itself, within 1 s of the last reference, ticket and client. Other processes: children of this one
+    inherit SHAREDSOCK_REGISTRY while it is open; others need its address and key.
     """
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from sharedsock.model.identity import DescriptorId
 from sharedsock.registry import launch, runtime
 from sharedsock.registry.exchange import ChannelLost, Exchange, Late, Parcel, Waiter, receive, wait_ready
 from sharedsock.registry.messages import SHAPES, Code, Message, error_of
-from sharedsock.registry.numbers import forget_number, notice_fork
+from sharedsock.registry.numbers import close_if_same, forget_number, notice_fork
 from sharedsock.registry.turns import Token, Turn
 
 if TYPE_CHECKING:
@@ -260,13 +260,10 @@ class Link:
     def _read_key(self) -> bytes:
         if self._key is not None:
             return self._key
-        directory = runtime.open_directory(self.runtime)
         try:
-            return runtime.read_key(directory)
+            return runtime.in_directory(self.runtime, runtime.read_key)
         except FileNotFoundError as error:
             raise _Absent from error
-        finally:
-            os.close(directory)
 
     def _hear(self, connected: socket.socket, parcels: list[Parcel], deadline: float) -> bytes:
         parcel = Parcel()
@@ -287,13 +284,17 @@ class Link:
             raise from_errno(errno.EMFILE, "no room for the registry's page: this process has too many open files")
         if len(numbers) != 1:
             raise self._gone("sent no page")
-        forget_number(numbers[0])
+        number = numbers[0]
         try:
-            return PageReader(numbers.pop())
-        except OSError as error:
-            if error.errno is not None:
-                raise
-            raise self._gone("sent something that is no page") from error
+            numbers.clear()
+            page = PageReader(number)  # which closes it
+        except BaseException as error:
+            close_if_same(number)
+            if isinstance(error, OSError) and error.errno is None:
+                raise self._gone("sent something that is no page") from error
+            raise
+        forget_number(number)
+        return page
 
     def _gone(self, what: str) -> RegistryGone:
         return RegistryGone(f"the registry at {self.runtime} {what}; sockets that are open go on working")

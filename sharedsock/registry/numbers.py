@@ -13,13 +13,17 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from functools import partial
+from itertools import starmap
 from typing import Final, TypeVar
 
 from sharedsock.registry.turns import Token, Turn, holding
 
 __all__ = [
     "abandon_numbers",
+    "borrowed",
     "close_all",
+    "close_if_same",
     "close_number",
     "forget_number",
     "fork_lock_acquire",
@@ -70,6 +74,19 @@ def close_all(numbers: list[int]) -> None:
 
 
 _NOTHING: Final = -1
+
+
+def borrowed(make: partial[int], work: Callable[[int], T]) -> T:
+    """Make a number by one system call, do work with it and close it, wherever an interrupt lands."""
+    box: list[int] = []
+    try:
+        try:
+            box.extend(starmap(make, ((),)))  # from the system call into the box without a step between
+            return work(box[0])
+        finally:
+            close_all(box)
+    finally:
+        close_all(box)
 
 
 def kept(make: Callable[[], int]) -> int:
@@ -123,7 +140,18 @@ def abandon_numbers() -> None:
             number, identity = _noted.popitem()
         except KeyError:
             return
-        with contextlib.suppress(OSError):
-            found = os.fstat(number)
-            if (found.st_dev, found.st_ino) == identity:
-                os.close(number)
+        _close_if_same(number, identity)
+
+
+def close_if_same(number: int) -> None:
+    """Close a noted number unless it has become another file, or none, meanwhile."""
+    identity = _noted.pop(number, None)
+    if identity is not None:
+        _close_if_same(number, identity)
+
+
+def _close_if_same(number: int, identity: tuple[int, int]) -> None:
+    with contextlib.suppress(OSError):
+        found = os.fstat(number)
+        if (found.st_dev, found.st_ino) == identity:
+            os.close(number)

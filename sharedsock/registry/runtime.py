@@ -25,12 +25,13 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Final, TypeVar
 
 from sharedsock.model import trace
 from sharedsock.model.errors import from_errno, with_winerror
-from sharedsock.registry.numbers import close_number, keep_number, kept, undivided
+from sharedsock.registry.numbers import borrowed, close_number, keep_number, kept, undivided
 
 __all__ = [
     "KEY_FILE",
@@ -40,6 +41,7 @@ __all__ = [
     "bind_listener",
     "connect_to",
     "hold_alive_lock",
+    "in_directory",
     "is_alive",
     "make_directory",
     "new_directory_name",
@@ -53,6 +55,7 @@ __all__ = [
     "write_key",
 ]
 
+T = TypeVar("T")
 TREE_VARIABLE: Final = "SHAREDSOCK_TREE"
 SOCKET_FILE: Final = "s"
 KEY_FILE: Final = "key"
@@ -110,18 +113,41 @@ def open_directory(path: str) -> int:
         FileNotFoundError: there is none.
         PermissionError: a link, no directory, another user's, or open to others (S-02).
     """
-    plain = path.rstrip("/") or "/"  # "name/" would follow a link
     try:
-        number = os.open(plain, _DIRECTORY_FLAGS)
+        number = os.open(path.rstrip("/") or "/", _DIRECTORY_FLAGS)  # "name/" would follow a link
     except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
-            raise from_errno(errno.EACCES, f"{plain} is no directory of ours; set {TREE_VARIABLE}") from None
-        raise with_winerror(error) from None
-    found = os.fstat(number)
-    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077 == 0:
+        raise _refused(error, path) from None
+    try:
+        _check_directory(number, path)
         return number
-    os.close(number)
-    raise from_errno(errno.EACCES, f"{plain} belongs to another user or is open to others: it must be ours, mode 0700")
+    except BaseException:
+        os.close(number)
+        raise
+
+
+def in_directory(path: str, work: Callable[[int], T]) -> T:
+    """Do work with the number of a verified runtime directory, which is closed after it, whatever interrupts."""
+
+    def verified(number: int) -> T:
+        _check_directory(number, path)
+        return work(number)
+
+    try:
+        return borrowed(partial(os.open, path.rstrip("/") or "/", _DIRECTORY_FLAGS), verified)
+    except OSError as error:
+        raise _refused(error, path) from error.__cause__
+
+
+def _refused(error: OSError, path: str) -> OSError:
+    if error.errno in (errno.ENOTDIR, errno.ELOOP):
+        return from_errno(errno.EACCES, f"{path} is no directory of ours; set {TREE_VARIABLE}")
+    return with_winerror(error)
+
+
+def _check_directory(number: int, path: str) -> None:
+    found = os.fstat(number)
+    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise from_errno(errno.EACCES, f"{path} belongs to another user or is open to others: it must be ours, 0700")
 
 
 def make_directory(path: str) -> int:
@@ -284,18 +310,18 @@ def read_key(dir_fd: int) -> bytes:
         PermissionError: not a plain file of ours that others cannot read, or not 32 bytes long (F-112).
     """
     try:
-        number = os.open(KEY_FILE, os.O_RDONLY | os.O_NONBLOCK | _FILE_FLAGS, dir_fd=dir_fd)
+        return borrowed(partial(os.open, KEY_FILE, os.O_RDONLY | os.O_NONBLOCK | _FILE_FLAGS, dir_fd=dir_fd), _read_key)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise from_errno(errno.EACCES, "the registry's key file is a link") from None
         raise with_winerror(error) from None
-    try:
-        found = os.fstat(number)
-        private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o077 == 0
-        if private and found.st_uid == os.geteuid() and found.st_size == KEY_SIZE:
-            return os.read(number, KEY_SIZE)
-    finally:
-        os.close(number)
+
+
+def _read_key(number: int) -> bytes:
+    found = os.fstat(number)
+    private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o077 == 0
+    if private and found.st_uid == os.geteuid() and found.st_size == KEY_SIZE:
+        return os.read(number, KEY_SIZE)
     raise from_errno(errno.EACCES, "the registry's key file must be a plain file of ours, mode 0600, 32 bytes")
 
 
@@ -342,16 +368,17 @@ def connect_to(path: str, timeout_s: float = 1.0) -> socket.socket:
         PermissionError: the directory is not one we use.
         TimeoutError: it does not accept connections.
     """
-    directory = open_directory(path)
-    try:
+
+    def connected(directory: int) -> socket.socket:
         with _reachable(directory, path) as name:
             return _connected(name, timeout_s)
+
+    try:
+        return in_directory(path, connected)
     except BlockingIOError:
         raise from_errno(errno.ETIMEDOUT, f"the registry at {path} accepts no connection") from None
     except OSError as error:
         raise with_winerror(error) from None
-    finally:
-        os.close(directory)
 
 
 def _connected(name: str, timeout_s: float) -> socket.socket:
@@ -378,8 +405,15 @@ def _connected(name: str, timeout_s: float) -> socket.socket:
                 close_number(channel.detach())
 
 
+class _Channel(socket.socket):
+    """A socket that is closed without a warning when an interrupt has lost it."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def _new_channel() -> socket.socket:
-    channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = _Channel(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     keep_number(channel.fileno())
     return channel
 

@@ -1,4 +1,4 @@
-"""What the tests of the client half need: a live registry of one's own, a hostile one, and processes to stand beside us.
+"""What the tests of the client half need: a live registry of one's own, a hostile one, processes to stand beside us.
 
 The hostile double keeps a runtime directory and shakes hands as it should; what it answers then is up to the test.
 """
@@ -225,7 +225,9 @@ class Script:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait(BOUND_S)
@@ -312,7 +314,9 @@ class Hostile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._stopped)
         self._thread.join(BOUND_S)
         assert not self._thread.is_alive()

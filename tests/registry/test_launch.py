@@ -145,7 +145,7 @@ def test_no_process_to_be_had_is_a_clear_error_and_leaves_nothing(
 
 
 @pytest.mark.fault("F-07")
-@pytest.mark.skipif(os.geteuid() != 0, reason="a limit of processes does not bind root, and only root can become another")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become the user whom the limit binds")
 def test_a_user_at_the_limit_of_processes_gets_a_clear_error(own_tree: str, tmp_path: Path) -> None:
     def limited() -> tuple[str, int | None, bool]:
         import resource
