@@ -83,7 +83,7 @@ class System:
         except OSError as error:
             if error.errno in (errno.ENOSYS, errno.EPERM, errno.ENODEV):  # old kernel, or a filter forbids the call
                 return None
-            if error.errno == errno.EINVAL:  # the number of a thread
+            if error.errno in (errno.EINVAL, errno.ENOENT):  # the number of a thread (ENOENT: Linux 6.18)
                 raise ProcessLookupError(errno.ESRCH, "no such process") from None
             raise
 
@@ -124,10 +124,12 @@ class System:
         return ProcessStat(name.decode("utf-8", "replace"), ended, int(fields[19]), image if all(image) else None)
 
     def uid(self, pid: int) -> int | None:
-        """Return the effective uid of a process, None: gone, or not to be found out."""
+        """Return the effective uid of a process, None: gone, or not to be found out; -1 for the number of a thread."""
         try:
             with open(f"/proc/{pid}/status", "rb") as file:
                 for line in file:
+                    if line.startswith(b"Tgid:") and int(line.split()[1]) != pid:
+                        return -1
                     if line.startswith(b"Uid:"):
                         return int(line.split()[2])
         except OSError:
