@@ -134,6 +134,8 @@ class Link:
         if channel is not None:
             channel.post(Code.BYE)
             channel.end()
+        if not session.held:
+            session.page = None  # the mapping holds a descriptor of ours; nobody here has a socket that needs it
 
     def retire(self) -> None:
         """Close the channel when this process holds nothing here: now, or at the last `end_close`."""
