@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 _SEND_FLAGS: Final = DONTWAIT | NOSIGNAL
+_NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
 
 
 def _enum(kind: Any, value: int) -> Any:
@@ -113,7 +114,12 @@ class SharedSocket(socket.socket):
             kernel = _opened(family, type, 0 if proto == -1 else proto)
         else:
             kernel = sockets.adopt(fileno, family, type, proto)
-        self._settle(Descriptor(kernel))
+        descriptor = Descriptor(kernel)
+        if type & _NONBLOCK and type != -1:
+            descriptor.timeout_s = 0.0
+        if fileno is not None:
+            options.take_over_linger(descriptor)
+        self._settle(descriptor)
 
     @classmethod
     def _over(cls, descriptor: Descriptor) -> Self:
@@ -527,9 +533,9 @@ class SharedSocket(socket.socket):
         if here:
             try:
                 sent = kernel.send(data, flags | _SEND_FLAGS)
-            except BlockingIOError:
+            except BlockingIOError as error:
                 if self._descriptor.timeout_s == 0:
-                    raise
+                    raise with_winerror(error) from None
             except OSError as error:
                 raise transfer.settle(self._descriptor, kernel, error) from None
             if data.__class__ is bytes and sent == len(data):
@@ -581,7 +587,9 @@ class SharedSocket(socket.socket):
         Source: LPWSPACCEPT.
         """
         kernel, address = transfer.accept(self._descriptor)
-        return type(self)._over(Descriptor(kernel)), address
+        client = Descriptor(kernel)
+        options.take_over_linger(client, self._descriptor)
+        return type(self)._over(client), address
 
     def _accept(self) -> tuple[int, Any]:
         """Accept one client as a plain number; the stdlib's accept() would call this."""
@@ -637,8 +645,8 @@ class SharedSocket(socket.socket):
 
         Source: LPWSPSHUTDOWN.
         """
-        self._call("shutdown", how)
-        options.note_shutdown(self._descriptor, how)
+        transfer.require_kernel(self._descriptor)
+        options.shut_down(self._descriptor, how, lambda how: self._call("shutdown", how))
 
     def getsockname(self) -> Any:
         """Return the own address."""
@@ -652,7 +660,7 @@ class SharedSocket(socket.socket):
 
     def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None, /) -> None:
         """Set an option, for every sharer (DUP-16). SO_LINGER acts at the last close, whoever makes it."""
-        if level == socket.SOL_SOCKET and optname == socket.SO_LINGER and isinstance(value, (bytes, bytearray)):
+        if level == socket.SOL_SOCKET and optname == socket.SO_LINGER and not isinstance(value, int | None):
             transfer.require_kernel(self._descriptor)
             options.set_linger(self._descriptor, bytes(value))
             return
@@ -660,9 +668,10 @@ class SharedSocket(socket.socket):
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
         """Return an option: an int, or with `buflen` at most so many bytes."""
-        if level == socket.SOL_SOCKET and optname == socket.SO_LINGER and buflen is not None:
+        if level == socket.SOL_SOCKET and optname == socket.SO_LINGER:
             transfer.require_kernel(self._descriptor)
-            return options.get_linger(self._descriptor)[:buflen]
+            value = options.get_linger(self._descriptor)
+            return value[:buflen] if buflen else value[0]
         return self._call("getsockopt", level, optname, *(() if buflen is None else (buflen,)))
 
     def get_inheritable(self) -> bool:
@@ -697,13 +706,11 @@ def adopt(plain: socket.socket) -> SharedSocket:
     if plain.fileno() < 0:
         raise from_errno(errno.EBADF, "adopt() of a closed socket")
     timeout_s = plain.gettimeout()
-    linger = plain.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8)
     waker = Waker()
     kernel = sockets.adopt(plain.detach(), plain.family, plain.type, plain.proto, waker)
     shared = SharedSocket._over(Descriptor(kernel))
     shared.settimeout(timeout_s)
-    if any(linger[:4]):
-        options.set_linger(shared._descriptor, linger)
+    options.take_over_linger(shared._descriptor)
     return shared
 
 

@@ -13,11 +13,13 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from sharedsock.kernel import system
+from sharedsock.kernel import numbers, system
 from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
 from sharedsock.registry.page import CommonState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sharedsock.descriptors.descriptor import Descriptor
 
 __all__ = [
@@ -26,9 +28,10 @@ __all__ = [
     "common",
     "differences",
     "get_linger",
-    "note_shutdown",
     "set_linger",
+    "shut_down",
     "shut_receive_error",
+    "take_over_linger",
     "translate",
     "verdict_on_empty",
 ]
@@ -71,33 +74,89 @@ def set_linger(descriptor: Descriptor, value: bytes) -> None:
         value: struct linger, two ints: on or off, and seconds.
 
     Raises:
-        OSError: EINVAL (10022) for a value of another shape.
+        OSError: EINVAL (10022) for a value of another shape; ENOPROTOOPT (10042) where nothing can linger (LINGER-11).
+        RegistryGone: the socket is shared, and its registry cannot be reached.
     """
+    _require_connections(descriptor)
     if len(value) < _LINGER.size:
         raise from_errno(errno.EINVAL, f"SO_LINGER takes struct linger, {_LINGER.size} bytes; got {len(value)}")
     is_on, seconds = _LINGER.unpack_from(value)
     linger_s = min(max(seconds, 0), 0xFFFF) if is_on else None
+    kernel = descriptor.kernel
     change_common(descriptor, linger_s=linger_s)
     # LINGER(0) stands on the kernel socket from the start, so that a crash of the last holder resets as well.
     # LINGER(t > 0) is emulated: the kernel's own would go on sending after t, and would make a closer wait.
-    kernel_value = _LINGER.pack(1, 0) if linger_s == 0 else _LINGER.pack(0, 0)
-    descriptor.kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, kernel_value)
+    kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(linger_s == 0, 0))
 
 
 def get_linger(descriptor: Descriptor) -> bytes:
-    """Return SO_LINGER as struct linger, as the sharers set it."""
+    """Return SO_LINGER as struct linger, as the sharers set it.
+
+    Raises:
+        OSError: ENOPROTOOPT (10042) where nothing can linger (LINGER-11).
+    """
+    _require_connections(descriptor)
     linger_s = common(descriptor).linger_s
     return _LINGER.pack(0, 0) if linger_s is None else _LINGER.pack(1, linger_s)
 
 
-def note_shutdown(descriptor: Descriptor, how: int) -> None:
-    """Put the directions just shut down on record, for every sharer."""
+def take_over_linger(descriptor: Descriptor, listener: Descriptor | None = None) -> None:
+    """Let a descriptor just opened on an existing socket start with the linger option the socket has.
+
+    Args:
+        listener: whose client it is: the kernel hands down what it knows of, which LINGER(t > 0) is not (CLOSE-41).
+    """
+    if descriptor.type not in STREAMS:
+        return
+    if listener is None:
+        value = descriptor.kernel.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size)
+        if any(value[:4]):
+            set_linger(descriptor, value)
+        return
+    linger_s = common(listener).linger_s
+    if linger_s is not None:
+        descriptor.local = dataclasses.replace(descriptor.local, linger_s=linger_s)
+
+
+def _require_connections(descriptor: Descriptor) -> None:
+    if descriptor.type not in STREAMS:
+        raise from_errno(errno.ENOPROTOOPT, "SO_LINGER: a socket without connections has nothing to linger for")
+
+
+def shut_down(descriptor: Descriptor, how: int, shutdown: Callable[[int], object]) -> None:
+    """Shut directions down for every sharer, and put that on record first: whoever it wakes already finds it there.
+
+    Args:
+        shutdown: the kernel's own.
+
+    Raises:
+        OSError: what `shutdown` raised.
+    """
+    if how not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+        shutdown(how)  # its error is the kernel's
+        return
+    kernel, before = descriptor.kernel, common(descriptor)
     changes = {}
-    if how in (socket.SHUT_RD, socket.SHUT_RDWR):
+    if how != socket.SHUT_WR and not before.shut_receive:
         changes["shut_receive"] = True
-    if how in (socket.SHUT_WR, socket.SHUT_RDWR):
+    if how != socket.SHUT_RD and not before.shut_send:
         changes["shut_send"] = True
-    change_common(descriptor, **changes)
+    with suppress(RegistryGone):  # our own part of the record is there; the kernel's goes on all the same
+        change_common(descriptor, **changes)
+    try:
+        shutdown(how)
+    except OSError as error:
+        # With ENOTCONN Linux has done it all the same: later receives end at once. So it stays on record; and where
+        # there never is a connection it is no error at all (SHUT-7).
+        if error.errno != errno.ENOTCONN:
+            with suppress(OSError):
+                change_common(descriptor, **dict.fromkeys(changes, False))
+            raise
+        if descriptor.type != socket.SOCK_DGRAM:
+            raise
+    if how != socket.SHUT_WR:
+        # The kernel goes on handing out what had arrived. Off the fast path each receive looks at the record.
+        numbers.calm[kernel.slot] = 0
 
 
 def verdict_on_empty(descriptor: Descriptor) -> None:
@@ -110,11 +169,16 @@ def verdict_on_empty(descriptor: Descriptor) -> None:
     if descriptor.type not in STREAMS:
         return
     state = common(descriptor)
-    if state.shut_receive:
+    # Our own record as well: where the registry has died, the common one ended with it.
+    if state.shut_receive or descriptor.local.shut_receive:
         raise shut_receive_error(descriptor)
     # The kernel reports a reset once. A connection that only got the peer's FIN is in CLOSE_WAIT; one in CLOSE whose
     # sending side we never shut down was reset. Measured on Linux 6.18.
-    if state.reset_seen or (not state.shut_send and system.tcp_state(descriptor.kernel) == _TCP_CLOSE):
+    if (
+        state.reset_seen
+        or descriptor.local.reset_seen
+        or (not state.shut_send and system.tcp_state(descriptor.kernel) == _TCP_CLOSE)
+    ):
         raise from_errno(errno.ECONNRESET, f"descriptor {descriptor.id}: the peer has reset the connection")
 
 

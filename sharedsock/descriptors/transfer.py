@@ -93,29 +93,35 @@ def receive(
         table.note_fork()
     kernel = descriptor.kernel
     if kernel.kept:
-        kept = _take_kept(kernel, limit, is_stream=descriptor.type == socket.SOCK_STREAM)
+        kept = _take_kept(descriptor, kernel, limit, arguments[-1])
         if kept is not None:
             return give(kept)
     client = descriptor.client
     state = descriptor.local if client is None else client.common(descriptor.slot)
-    if state.shut_receive and descriptor.type in options.STREAMS:
+    if state.shut_receive:
         raise options.shut_receive_error(descriptor)
     try:
         call = getattr(kernel, method)
-        return operations.perform(kernel, kind, READ, descriptor.timeout_s, call, arguments, keep, has_tried)
+        # What a peek has seen is still there: nothing to keep.
+        kept_by = None if arguments[-1] & socket.MSG_PEEK else keep
+        return operations.perform(kernel, kind, READ, descriptor.timeout_s, call, arguments, kept_by, has_tried)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
 
 
-def _take_kept(kernel: KernelSocket, limit: int, *, is_stream: bool) -> Kept | None:
-    """Return what an interrupted receive had taken, at most `limit` bytes of it; a stream keeps the rest."""
+def _take_kept(descriptor: Descriptor, kernel: KernelSocket, limit: int, flags: int) -> Kept | None:
+    """Return what an interrupted receive had taken, at most `limit` bytes of it; a stream or a peek keeps the rest."""
     try:
-        kept = kernel.kept.pop(0)
+        kept: Kept = kernel.kept.pop(0)
     except IndexError:  # another thread was faster
         return None
-    if is_stream and len(kept.data) > limit:
+    is_cut = len(kept.data) > limit
+    if flags & socket.MSG_PEEK:
+        kernel.kept.insert(0, kept)
+    elif is_cut and descriptor.type == socket.SOCK_STREAM:
         kernel.kept.insert(0, kept._replace(data=kept.data[limit:], ancillary=()))
-    return Kept(kept.data[:limit], kept.address, kept.ancillary, kept.flags)
+    cut = socket.MSG_TRUNC if is_cut and descriptor.type != socket.SOCK_STREAM else 0
+    return kept._replace(data=kept.data[:limit], flags=kept.flags | cut)
 
 
 def send(descriptor: Descriptor, kind: str, method: str, arguments: tuple[Any, ...], has_tried: bool = False) -> Any:
