@@ -15,6 +15,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final
 
+from sharedsock.model.winsock import WSAECONNRESET, WSAEINTR, WSAENOTSOCK
 from sharedsock.simulator import player
 from sharedsock.simulator.invariants import (
     T_ABORT,
@@ -36,9 +37,6 @@ from sharedsock.testing.pending import Pending
 
 __all__ = ["CLOSING_SOCKETS"]
 
-WSAEINTR: Final = 10004
-WSAENOTSOCK: Final = 10038
-WSAECONNRESET: Final = 10054
 RECORD_BYTES: Final = 64
 RECORDS: Final = 1024
 CLIENTS: Final = 8

@@ -15,7 +15,7 @@ from sharedsock.testing.observation import ThreadFacts, thread_facts
 if TYPE_CHECKING:
     from sharedsock.testing.actors import Actor
 
-__all__ = ["Barrier", "Reached", "in_order", "wait_until_blocked"]
+__all__ = ["Barrier", "Reached", "in_order", "wait_until_asleep", "wait_until_blocked"]
 
 # Between "registered" and "asleep" lie a few instructions of the thread: nothing announces the end of that gap.
 _LOOK_AGAIN_S = 0.001

@@ -12,7 +12,18 @@ from typing import Any
 
 from sharedsock.model.errors import OperationAborted, wsa_name
 
-__all__ = ["Aborted", "Accepted", "ActorRaised", "Outcome", "Raised", "Received", "Returned", "from_error", "value_of"]
+__all__ = [
+    "Aborted",
+    "Accepted",
+    "ActorRaised",
+    "Outcome",
+    "Raised",
+    "Received",
+    "Returned",
+    "describe_exit",
+    "from_error",
+    "value_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
