@@ -238,9 +238,7 @@ class SharedSocket(socket.socket):
 
     def dup(self) -> Self:
         """Open a second, independent descriptor of this process on the same socket."""
-        twin = type(self)._over(sharing.duplicate(self._descriptor))
-        twin.settimeout(self.gettimeout())
-        return twin
+        return sharing.duplicate(self._descriptor, type(self)._over)
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
         return fromshare, (sharing.mint(self._descriptor),)
@@ -746,17 +744,22 @@ def socketpair(
 ) -> tuple[SharedSocket, SharedSocket]:
     """Open a connected pair, as `socket.socketpair`."""
     left, right = socket.socketpair(socket.AF_UNIX if family is None else family, type, proto)
-    with left, right:
-        return adopt(left), adopt(right)
+    return _taken_over(left), _taken_over(right)
 
 
 def create_server(address: Any, **keywords: Any) -> SharedSocket:
     """Open a listener, as `socket.create_server`: family, backlog, reuse_port, dualstack_ipv6."""
-    with socket.create_server(address, **keywords) as plain:
-        return adopt(plain)
+    return _taken_over(socket.create_server(address, **keywords))
 
 
 def create_connection(address: Any, *arguments: Any, **keywords: Any) -> SharedSocket:
     """Connect to an address, as `socket.create_connection`: timeout, source_address, all_errors."""
-    with socket.create_connection(address, *arguments, **keywords) as plain:
-        return adopt(plain)
+    return _taken_over(socket.create_connection(address, *arguments, **keywords))
+
+
+def _taken_over(made: socket.socket) -> SharedSocket:
+    """Adopt what a function of the socket module made; where SharedSocket stands in for socket.socket, it is one."""
+    if isinstance(made, SharedSocket):
+        return made
+    with made:
+        return adopt(made)

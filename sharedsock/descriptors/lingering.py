@@ -11,6 +11,7 @@ The choice is the close table's (`model/linger.py`); this file knows how Linux c
 
 from __future__ import annotations
 
+import _socket
 import select
 import socket
 import struct
@@ -52,7 +53,7 @@ def end(number: int, family: int, type: int, linger_s: int | None, *, others_may
         linger_s: seconds, 0 for a reset, None for DONTLINGER.
         others_may_hold: a file outside our sight may still refer to the socket.
     """
-    view = socket.socket(family, type, fileno=number)
+    view = _socket.socket(family, type, 0, number)  # not socket.socket, which a test may have replaced
     try:
         unsent = has_unsent(number, family, type)
         action = close_action(linger_s, is_blocking=True, has_unsent=unsent)
@@ -68,13 +69,13 @@ def end(number: int, family: int, type: int, linger_s: int | None, *, others_may
         view.detach()
 
 
-def _reset(view: socket.socket, others_may_hold: bool) -> None:
+def _reset(view: _socket.socket, others_may_hold: bool) -> None:
     view.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(1, 0))
     if others_may_hold:
         system.reset_connection(view.fileno())
 
 
-def _wait_acknowledged(view: socket.socket, deadline: float) -> bool:
+def _wait_acknowledged(view: _socket.socket, deadline: float) -> bool:
     """Wait until the peer's transport has every byte (LINGER-8: not its application); False when time is over first."""
     with suppress(OSError):  # ENOTCONN: reset meanwhile; nothing is left to send
         view.shutdown(socket.SHUT_WR)
@@ -91,7 +92,7 @@ def _wait_acknowledged(view: socket.socket, deadline: float) -> bool:
     return True
 
 
-def _drain_unread(view: socket.socket, unsent: bool) -> None:
+def _drain_unread(view: _socket.socket, unsent: bool) -> None:
     """Take in what the peer has sent and nobody has read, so that close() does not reset the connection."""
     try:
         if system.unread_bytes(view.fileno()) == 0:
