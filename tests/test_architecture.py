@@ -56,7 +56,7 @@ MADE_UP = [
     ("kernel/a.py", "from sharedsock.model.errors import _restore\n", "private", "_restore"),
     ("kernel/a.py", "__all__ = ['gone']\n", "__all__", "gone is not defined here"),
     ("kernel/a.py", "__all__ = ['x', 'x']\nx = 1\n", "__all__", "lists x twice"),
-    ("kernel/a.py", "x = 1  # TODO: two\n", "unfinished", "TODO"),
+    ("kernel/a.py", "x = 1  # " + "TODO: two\n", "unfinished", "TODO"),
 ]
 
 
