@@ -409,7 +409,8 @@ class _Channel(socket.socket):
     """A socket that is closed without a warning when an interrupt has lost it."""
 
     def __del__(self) -> None:
-        self.close()
+        if self.fileno() >= 0:  # -1 as well where the constructor has failed
+            self.close()
 
 
 def _new_channel() -> socket.socket:

@@ -472,7 +472,9 @@ def test_a_claim_of_an_earlier_registry_does_not_touch_the_new_one(
     found = facts_of(ours)
     client.on_reconnect = lambda which: which.announce(found, facts(1), recovered=True) and None
     old = client.claim(ticket(client, ours))
-    os.kill(client.pid, signal.SIGKILL)
+    pid = client.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_ended(pid, T_EXIT_S)
     new = client.claim(ticket(client, ours))
     assert new.incarnation != old.incarnation
     with pytest.raises(RegistryGone, match="another one"):

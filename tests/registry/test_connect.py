@@ -17,6 +17,7 @@ import pytest
 from sharedsock.model.errors import RegistryGone, TicketInvalid
 from sharedsock.model.identity import DescriptorId
 from sharedsock.registry import connect, runtime
+from sharedsock.registry.client import Client
 from tests.registry.double import (
     BOUND_S,
     ROOT,
@@ -205,7 +206,7 @@ def test_the_hook_announces_before_any_other_thread_gets_through(own_tree: str) 
     order: list[str] = []
     inside, go_on = threading.Event(), threading.Event()
 
-    def again(which: connect.Client) -> None:
+    def again(which: Client) -> None:
         inside.set()
         assert go_on.wait(BOUND_S)
         which.announce(found, facts(1), recovered=True)
@@ -242,7 +243,7 @@ def test_a_hook_that_fails_fails_the_call_and_is_tried_again(own_tree: str) -> N
     ours, peer, found = shared_socket(client)
     tries: list[int] = []
 
-    def again(which: connect.Client) -> None:
+    def again(which: Client) -> None:
         tries.append(1)
         if len(tries) == 1:
             raise ZeroDivisionError
