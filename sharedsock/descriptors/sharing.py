@@ -306,14 +306,14 @@ def _twin_of(descriptor: Descriptor, kernel: KernelSocket, socket: SocketId) -> 
     taken: list[int] = []
     try:
         with numbers.gate:
+            # A close marks before it puts the dead file over the number, and does that under the gate.
+            if kernel.aborted is not None:
+                transfer.require_kernel(descriptor)
             taken.extend(map(system.duplicate, (kernel.number,)))
             return sockets.adopt(taken[0], descriptor.family, descriptor.type, descriptor.protocol)
     except BaseException:
         for number in taken:
             _close_stray(number, socket)
-        # A close had put the dead file over the number before it was duplicated.
-        if kernel.aborted is not None:
-            transfer.require_kernel(descriptor)
         raise
 
 

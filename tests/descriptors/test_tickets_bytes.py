@@ -1,4 +1,4 @@
-"""A ticket's bytes: damage is turned away before anybody is asked, forgery by the registry; a refusal uses nothing up."""
+"""A ticket's bytes: damage is turned away before anybody is asked, forgery by the registry; nothing is used up."""
 
 from __future__ import annotations
 
