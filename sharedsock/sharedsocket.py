@@ -271,14 +271,15 @@ class SharedSocket(socket.socket):
         super().close()
 
     def abort(self) -> None:
-        """Close at once, even while makefile() objects would defer it."""
+        """Close at once, even while a makefile() would defer it. Never refused: with timeout 0 it does not wait."""
         self._closed = True
-        closing.close(self._descriptor)
+        closing.close(self._descriptor, may_wait=self._descriptor.timeout_s != 0)
 
     def __exit__(self, *exc_info: object) -> None:
+        # Neither refused nor kept waiting: where an error is on its way it must not be delayed, or hidden by another.
         self._closed = True
         if self._io_refs <= 0:
-            closing.close(self._descriptor)
+            closing.close(self._descriptor, may_wait=False)
 
     def detach(self) -> int:
         """Give the file number of a never-shared socket away; it blocks again if the timeout was None.

@@ -11,68 +11,67 @@
     9 end-close  the registry counts one less
 
 `shutdown()` is felt by every sharer: only step 7 of the last closer may call it. Lifetime is the kernel's: where the
-registry cannot be asked, the kept file is closed without a word and the kernel's rule ends the socket (F-60).
+registry cannot be asked, the kept file is closed without a word and the kernel's rule ends the socket (F-60). An
+exception from outside, Ctrl-C in a linger wait say, cuts a close short but does not undo it: nothing stays (F-73).
 
 Source: "Closing Sockets" and LPWSPCLOSESOCKET (Winsock SPI).
 """
 
 from __future__ import annotations
 
+import _socket
 import errno
+import socket
+import struct
 import threading
 from contextlib import suppress
+from itertools import starmap
 from typing import TYPE_CHECKING
 
-from sharedsock.descriptors import lingering, options, table
+from sharedsock.descriptors import lingering, naming, options, table
 from sharedsock.descriptors.descriptor import calling_place
 from sharedsock.kernel import numbers, sockets
 from sharedsock.model import trace
-from sharedsock.model.errors import RegistryGone, from_errno
+from sharedsock.model.errors import NotASocket, RegistryGone, from_errno
 
 if TYPE_CHECKING:
     from sharedsock.descriptors.descriptor import Descriptor
     from sharedsock.kernel.sockets import KernelSocket
+    from sharedsock.registry.client import Client
 
 __all__ = ["close", "collect", "forget"]
 
 
-def close(descriptor: Descriptor, *, may_refuse: bool = False) -> None:
+def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = True) -> None:
     """Close one descriptor: abort this process's operations on it, give its reference back; linger if it was the last.
 
     Other processes: unaffected, unless this was the last reference.
 
     Args:
         may_refuse: the caller may be told to come back: nonblocking, linger > 0, and bytes unsent at the last close.
+        may_wait: False: a linger > 0 acts as DONTLINGER.
 
     Raises:
         BlockingIOError: 10035, the close was refused and has changed nothing (LINGER-4).
 
     Source: LPWSPCLOSESOCKET, Remarks.
     """
-    if not _begin(descriptor):
-        return
-    is_last: bool | None = None
-    if may_refuse and _might_be_refused(descriptor):
-        is_last = _ask_first(descriptor)
-    linger_s = options.common(descriptor).linger_s
-    was_shared = descriptor.client is not None
-    kernel = _abort(descriptor)
-    _drain(descriptor, kernel)
-    kept = sockets.keep_and_bury(kernel, keep=True)
-    if trace.hook is not None:
-        trace.hit("close.fd_closed", descriptor=descriptor.id)
-    if is_last is None:
-        is_last = _begin_close(descriptor)
-    era = numbers.current_era()
+    closing = _Closing(descriptor)
     try:
-        if kept is not None:
-            _linger(descriptor, kept, is_last, linger_s, was_shared)
-    finally:
-        if kept is not None:
-            numbers.release(kept, era)
-        _end_close(descriptor)
-        if trace.hook is not None:
-            trace.hit("close.ended", descriptor=descriptor.id, is_last=is_last)
+        if not closing.begin():
+            return
+        if may_refuse:
+            closing.ask_first()
+        closing.abort()
+        closing.drain()
+        closing.bury()
+        closing.ask()
+        closing.linger(may_wait)
+        closing.drop()
+        closing.end()
+    except BaseException:
+        closing.cut_short()
+        raise
 
 
 def collect(descriptor: Descriptor) -> None:
@@ -97,98 +96,191 @@ def forget(descriptor: Descriptor) -> int:
     Raises:
         OSError: 10022, the socket was shared: its number alone is not the socket.
     """
-    if not _begin(descriptor):
-        return -1
-    if descriptor.client is not None:
-        descriptor.close_once.release()
-        raise from_errno(
-            errno.EINVAL,
-            f"descriptor {descriptor.id} was shared, so its file number alone is not the socket: give a program of "
-            "yours share(pid), and one without sharedsock lend(pid)",
-        )
-    kernel = _abort(descriptor)
-    _drain(descriptor, kernel)
-    return sockets.let_go(kernel)
-
-
-def _begin(descriptor: Descriptor) -> bool:
-    """Step 1: of any number of closers, in threads, handlers and destructors, exactly one goes on."""
-    if not descriptor.close_once.acquire(blocking=False):
-        return False
-    if descriptor.is_closed:  # a forked child's descriptor, or one being collected
-        return False
-    if trace.hook is not None:
-        trace.hit("close.begin", descriptor=descriptor.id)
-    return True
-
-
-def _might_be_refused(descriptor: Descriptor) -> bool:
-    """Whether step 2 is needed: nonblocking, linger > 0, and bytes that are not sent and acknowledged."""
-    linger_s = options.common(descriptor).linger_s
-    return bool(linger_s) and lingering.has_unsent(descriptor.kernel.number, descriptor.family, descriptor.type)
-
-
-def _ask_first(descriptor: Descriptor) -> bool:
-    """Step 2: begin-close before anything is touched; refuse if this would be the last close with bytes left."""
-    is_last = _begin_close(descriptor)
-    if is_last and lingering.has_unsent(descriptor.kernel.number, descriptor.family, descriptor.type):
+    closing = _Closing(descriptor)
+    try:
+        if not closing.begin():
+            return -1
         if descriptor.client is not None:
-            descriptor.client.cancel_close(descriptor.id)
+            descriptor.close_once.release()
+            closing.won.clear()
+            raise from_errno(
+                errno.EINVAL,
+                f"descriptor {descriptor.id} was shared, so its file number alone is not the socket: give a program of "
+                "yours share(pid), and one without sharedsock lend(pid)",
+            )
+        kernel = closing.abort()
+        closing.drain()
+        if descriptor.local.linger_s:  # emulated up to now; whoever has the number has only the kernel's
+            kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, descriptor.local.linger_s))
+        return sockets.let_go(kernel)
+    except BaseException:
+        closing.cut_short()
+        raise
+
+
+class _Closing:
+    """One close on its way; each method is a step. What a step has taken is here before the next instruction runs."""
+
+    __slots__ = ("_descriptor", "_era", "_kept", "_kernel", "_owes", "_view", "client", "is_last", "won")
+
+    def __init__(self, descriptor: Descriptor) -> None:
+        self._descriptor = descriptor
+        self._era = numbers.current_era()
+        self._kernel: KernelSocket | None = None
+        self._kept: list[int | None] = []
+        self._view: list[_socket.socket] = []
+        self._owes = False
+        self.won: list[bool] = []
+        self.client: Client | None = None
+        self.is_last: bool | None = None
+
+    def begin(self) -> bool:
+        """Step 1: of any number of closers, in threads, handlers and destructors, exactly one goes on."""
+        descriptor = self._descriptor
+        self.won.extend(map(descriptor.close_once.acquire, (False,)))  # one C call: no interrupt between
+        if not self.won[0] or descriptor.is_closed:  # a forked child's descriptor, or one being collected
+            return False
+        self._kernel = descriptor.kernel
+        if trace.hook is not None:
+            trace.hit("close.begin", descriptor=descriptor.id)
+        return True
+
+    def ask_first(self) -> None:
+        """Step 2: where the close may be refused, begin-close before anything is touched; its answer binds.
+
+        Raises:
+            BlockingIOError: this would be the last close, with bytes left and no leave to wait for them.
+        """
+        descriptor = self._descriptor
+        if not self._linger_s() or not lingering.has_unsent(descriptor.kernel):
+            return
+        self.ask()
+        if not self.is_last or not lingering.has_unsent(descriptor.kernel):
+            return
+        if self.client is not None:
+            with suppress(RegistryGone):  # it has nothing left to count
+                self.client.cancel_close(descriptor.id)
+        self._owes = False
         descriptor.close_once.release()
+        self.won.clear()
         raise from_errno(
             errno.EAGAIN,
             f"close of descriptor {descriptor.id} would have to wait for unsent data (SO_LINGER on a nonblocking "
             "socket): nothing was closed; call again, or set SO_LINGER off or to 0",
         )
-    return is_last
 
+    def abort(self) -> KernelSocket:
+        """Step 3: make later use fail, and end what waits."""
+        kernel = self._kernel
+        assert kernel is not None, "begin() has said yes"
+        closed_by = f"{threading.current_thread().name} ({calling_place()})"
+        self._descriptor.swap_for_closed(closed_by)
+        table.leave(self._descriptor)
+        if trace.hook is not None:
+            trace.hit("close.marked", descriptor=self._descriptor.id)
+        sockets.abort(kernel, closed_by)
+        return kernel
 
-def _abort(descriptor: Descriptor) -> KernelSocket:
-    """Step 3: make later use fail, and end what waits."""
-    closed_by = f"{threading.current_thread().name} ({calling_place()})"
-    kernel = descriptor.swap_for_closed(closed_by)
-    table.leave(descriptor)
-    if trace.hook is not None:
-        trace.hit("close.marked", descriptor=descriptor.id)
-    sockets.abort(kernel, closed_by)
-    return kernel
+    def drain(self) -> None:
+        """Step 4: wait until every waiter has left; a call that is not a waiter meets the dead file."""
+        assert self._kernel is not None, "begin() has said yes"
+        sockets.wait_drained(self._kernel)
+        if trace.hook is not None:
+            trace.hit("close.drained", descriptor=self._descriptor.id)
 
+    def bury(self) -> None:
+        """Step 5: the real file moves to a number of our own, the dead file over the old one."""
+        kernel = self._kernel
+        assert kernel is not None, "begin() has said yes"
+        self._kept.extend(starmap(sockets.keep_and_bury, ((kernel, True),)))
+        if self._kept[0] is not None:
+            # The C object closes its number once, however often it is told to: drop() may be cut short and done again.
+            self._view.extend(starmap(_socket.socket, ((kernel.family, kernel.type, kernel.proto, self._kept[0]),)))
+            self._view[0].settimeout(0.0)  # else a default timeout would make its calls wait
+        if trace.hook is not None:
+            trace.hit("close.fd_closed", descriptor=self._descriptor.id)
 
-def _drain(descriptor: Descriptor, kernel: KernelSocket) -> None:
-    """Step 4: wait until every waiter has left; a call that is not a waiter meets the dead file."""
-    sockets.wait_drained(kernel)
-    if trace.hook is not None:
-        trace.hit("close.drained", descriptor=descriptor.id)
+    def ask(self) -> None:
+        """Step 6: whether ours is the last reference. A socket that was never shared is nobody else's.
 
+        A registry that cannot be asked has not said LAST: nothing but the kernel may then end the socket. Nor has one
+        that does not know us: it took the place of the one that counted us while we were closing.
+        """
+        if self.is_last is not None:  # the answer of step 2 binds
+            return
+        self.client = client = self._descriptor.client
+        if client is None:
+            self.is_last = True
+            return
+        self._owes = True
+        try:
+            table.flush_abandoned()
+            self.is_last = client.begin_close(self._descriptor.id)
+        except RegistryGone:
+            self.is_last = False
+            if client.is_connected():  # it hangs: the reference goes with the next call, so that we wait T_rpc once
+                self._owes = False
+                table.abandon(client, self._descriptor.id)
+        except NotASocket:
+            self.is_last = False
 
-def _begin_close(descriptor: Descriptor) -> bool:
-    """Step 6: whether ours is the last reference. A socket that was never shared is nobody else's.
+    def linger(self, may_wait: bool) -> None:
+        """Step 7: end the connection as the linger option says, on the kept file; no effect on a close not last."""
+        if not self.is_last:
+            return
+        if trace.hook is not None:
+            trace.hit("close.last", descriptor=self._descriptor.id)
+        was_shared = self.client is not None
+        linger_s = self._linger_s()
+        if not may_wait:
+            linger_s = 0 if linger_s == 0 else None
+        for view in self._view:
+            lingering.end(view, linger_s, others_may_hold=was_shared)
+            if was_shared:
+                naming.remove_path(view)
+        if trace.hook is not None:
+            trace.hit("close.linger", descriptor=self._descriptor.id)
 
-    A registry that cannot be asked has not said LAST: nothing but the kernel may then end the socket.
-    """
-    client = descriptor.client
-    if client is None:
-        return True
-    with suppress(RegistryGone):
-        table.flush_abandoned()
-        return client.begin_close(descriptor.id)
-    return False
+    def drop(self) -> None:
+        """Step 8: close the kept file."""
+        for view in self._view:
+            if not numbers.release(view.fileno(), self._era, view.close):
+                view.detach()  # a forked child, which has closed its number and may have given it to a stranger
+        for kept in self._kept:
+            if kept is not None and not self._view:
+                numbers.release(kept, self._era)
+        self._kept.clear()
 
+    def end(self) -> None:
+        """Step 9: the registry counts one less; a dead registry has nothing to count."""
+        if self.client is not None and self._owes:
+            with suppress(RegistryGone, NotASocket):
+                self.client.end_close(self._descriptor.id)
+            self._owes = False
+        if trace.hook is not None:
+            trace.hit("close.ended", descriptor=self._descriptor.id, is_last=self.is_last)
 
-def _linger(descriptor: Descriptor, kept: int, is_last: bool, linger_s: int | None, was_shared: bool) -> None:
-    """Step 7: end the connection as the linger option says, on the kept file; no effect on a close that is not last."""
-    if not is_last:
-        return
-    if trace.hook is not None:
-        trace.hit("close.last", descriptor=descriptor.id)
-    lingering.end(kept, descriptor.family, descriptor.type, linger_s, others_may_hold=was_shared)
-    if trace.hook is not None:
-        trace.hit("close.linger", descriptor=descriptor.id)
+    def cut_short(self) -> None:
+        """An exception from outside ends the close: nothing waits or lingers any more, and nothing stays."""
+        descriptor, kernel = self._descriptor, self._kernel
+        if not any(self.won):
+            return
+        if kernel is None:
+            if not descriptor.is_closed:
+                descriptor.close_once.release()
+            return
+        if descriptor.kernel is kernel:
+            descriptor.swap_for_closed("an interrupted close")
+        table.leave(descriptor)
+        sockets.abort(kernel, "an interrupted close")
+        sockets.keep_and_bury(kernel, keep=False)
+        self.drop()
+        if descriptor.client is not None and (self.client is None or self._owes):
+            table.abandon(descriptor.client, descriptor.id)
+            table.flush_abandoned()
 
-
-def _end_close(descriptor: Descriptor) -> None:
-    """Step 9: the registry counts one less; a dead registry has nothing to count."""
-    client = descriptor.client
-    if client is not None:
-        with suppress(RegistryGone):
-            client.end_close(descriptor.id)
+    def _linger_s(self) -> int | None:
+        """Return the linger option as it stands now, for all sharers."""
+        with suppress(RegistryGone):  # no page here, and nobody to ask
+            return options.common(self._descriptor).linger_s
+        return self._descriptor.local.linger_s

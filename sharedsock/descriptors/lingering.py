@@ -5,8 +5,9 @@ The choice is the close table's (`model/linger.py`); this file knows how Linux c
   lose what was queued. So: shut down for sending, drain what has come, within a bound (rule 13). Only then: somebody
   outside our count may still use the socket.
 - LINGER(0): a reset, made by connect(AF_UNSPEC) where others may hold the file still (a closer that hangs).
-- LINGER(t): wait until the peer has acknowledged everything, then close; at t, reset. The kernel's own linger would go
-  on sending after t, so it is never used.
+- LINGER(t): wait until the peer has acknowledged everything, then as DONTLINGER; at t, reset. The kernel's own linger
+  would go on sending after t, so it is never used.
+A Unix stream is its peer's queue from the moment it is sent, so there only the unread input matters.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import socket
 import struct
 from contextlib import suppress
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from sharedsock.kernel import system
 from sharedsock.model.linger import CloseAction, close_action
 
-__all__ = ["DRAIN_BOUND_S", "end", "has_unsent", "is_tcp"]
+__all__ = ["DRAIN_BOUND_S", "end", "has_unsent"]
 
 DRAIN_BOUND_S: Final = 0.2
 _LINGER: Final = struct.Struct("ii")
@@ -30,43 +31,54 @@ _CHUNK: Final = 1 << 16
 # Nothing in the kernel tells "all acknowledged" but asking: short intervals at first, then longer ones.
 _FIRST_ASK_S: Final = 0.0005
 _LAST_ASK_S: Final = 0.02
+_TCP_CLOSE: Final = 7
+_STREAMS: Final = (socket.SOCK_STREAM, getattr(socket, "SOCK_SEQPACKET", socket.SOCK_STREAM))
 
 
-def is_tcp(family: int, type: int) -> bool:  # as in socket.socket
+class _Socket(Protocol):
+    """What tells a TCP socket, and asks it: the kernel socket of an open descriptor, or the closer's view."""
+
+    @property
+    def family(self) -> int: ...
+    @property
+    def type(self) -> int: ...
+    def fileno(self) -> int: ...
+
+
+def _is_tcp(view: _Socket) -> bool:
     """Whether SIOCOUTQ counts unacknowledged bytes and SO_LINGER means anything: AF_UNIX ignores both."""
-    return type == socket.SOCK_STREAM and family in (socket.AF_INET, socket.AF_INET6)
+    return view.type == socket.SOCK_STREAM and view.family in (socket.AF_INET, socket.AF_INET6)
 
 
-def has_unsent(number: int, family: int, type: int) -> bool:  # as in socket.socket
-    """Whether bytes are queued that the peer has not acknowledged."""
+def has_unsent(view: _Socket) -> bool:
+    """Whether bytes are queued that the peer's transport has not acknowledged."""
     try:
-        return is_tcp(family, type) and system.unsent_bytes(number) > 0
+        return _is_tcp(view) and system.unsent_bytes(view.fileno()) > 0
     except OSError:  # EINVAL: a listener queues nothing
         return False
 
 
-def end(number: int, family: int, type: int, linger_s: int | None, *, others_may_hold: bool) -> None:
+def end(view: _socket.socket, linger_s: int | None, *, others_may_hold: bool) -> None:
     """Carry out the last close on the kept file, up to its close(), which the caller makes.
 
     Args:
-        number: the kept file.
+        view: the kept file.
         linger_s: seconds, 0 for a reset, None for DONTLINGER.
         others_may_hold: a file outside our sight may still refer to the socket.
     """
-    view = _socket.socket(family, type, 0, number)  # not socket.socket, which a test may have replaced
-    try:
-        unsent = has_unsent(number, family, type)
-        action = close_action(linger_s, is_blocking=True, has_unsent=unsent)
-        if action is CloseAction.RESET and is_tcp(family, type):
+    unsent = has_unsent(view)
+    action = close_action(linger_s, is_blocking=True, has_unsent=unsent)
+    if action is CloseAction.RESET and _is_tcp(view):
+        _reset(view, others_may_hold)
+        return
+    if action is CloseAction.WAIT:
+        assert linger_s is not None, "the close table: only LINGER(t) waits"
+        if not _wait_acknowledged(view, monotonic() + linger_s):
             _reset(view, others_may_hold)
-        elif action is CloseAction.WAIT:
-            assert linger_s is not None
-            if not _wait_acknowledged(view, monotonic() + linger_s):
-                _reset(view, others_may_hold)
-        elif type == socket.SOCK_STREAM:
-            _drain_unread(view, unsent)
-    finally:
-        view.detach()
+            return
+        unsent = False
+    if view.type in _STREAMS:
+        _drain_unread(view, unsent)
 
 
 def _reset(view: _socket.socket, others_may_hold: bool) -> None:
@@ -80,14 +92,15 @@ def _wait_acknowledged(view: _socket.socket, deadline: float) -> bool:
     with suppress(OSError):  # ENOTCONN: reset meanwhile; nothing is left to send
         view.shutdown(socket.SHUT_WR)
     interval_s = _FIRST_ASK_S
-    poll = select.poll()
-    poll.register(view.fileno(), 0)  # only errors and hang-ups: a reset ends the wait
+    # An interval, not an event: once both sides have sent FIN the socket is hung up for good, and poll would not wait.
+    clock = select.poll()
     while system.unsent_bytes(view.fileno()) > 1:  # SIOCOUTQ counts our queued FIN as one
+        if system.tcp_state(view) == _TCP_CLOSE:  # reset: nobody will acknowledge the rest
+            return True
         left_s = deadline - monotonic()
         if left_s <= 0:
             return False
-        if poll.poll(min(interval_s, left_s) * 1000):
-            return True
+        clock.poll(min(interval_s, left_s) * 1000)
         interval_s = min(interval_s * 2, _LAST_ASK_S)
     return True
 
@@ -101,6 +114,7 @@ def _drain_unread(view: _socket.socket, unsent: bool) -> None:
         deadline = monotonic() + DRAIN_BOUND_S
         poll = select.poll()
         poll.register(view.fileno(), select.POLLIN)
+        interval_s = _FIRST_ASK_S
         while (left_s := deadline - monotonic()) > 0:
             try:
                 if not view.recv(_CHUNK, system.DONTWAIT):
@@ -109,6 +123,7 @@ def _drain_unread(view: _socket.socket, unsent: bool) -> None:
                 # Quiet, and our bytes are with the peer: close() will not reset. Else a late byte could still cut them.
                 if not unsent or system.unsent_bytes(view.fileno()) <= 1:
                     return
-                poll.poll(left_s * 1000)
+                poll.poll(min(interval_s, left_s) * 1000)
+                interval_s = min(interval_s * 2, _LAST_ASK_S)
     except OSError:  # not connected, a listener, or reset already: nothing to save
         return

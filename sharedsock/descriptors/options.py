@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.kernel import numbers, system
 from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
+from sharedsock.model.winsock import WSAECONNRESET
 from sharedsock.registry.page import CommonState
 
 if TYPE_CHECKING:
@@ -193,5 +194,5 @@ def translate(descriptor: Descriptor, error: OSError) -> OSError:
         with suppress(RegistryGone):  # the record is for the others; this caller has its answer
             change_common(descriptor, reset_seen=True)
     elif error.errno == errno.EPIPE and not common(descriptor).shut_send:
-        error.winerror = 10054  # type: ignore[attr-defined]  # nobody here shut it down: the peer reset it
+        error.winerror = WSAECONNRESET  # type: ignore[attr-defined]  # nobody here shut it down: the peer reset it
     return with_winerror(error)

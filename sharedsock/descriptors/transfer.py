@@ -19,6 +19,7 @@ from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.waker import Waker
 from sharedsock.model.errors import NotASocket, OperationAborted, SharedSocketError
+from sharedsock.model.winsock import WSAETIMEDOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,7 @@ def settle(descriptor: Descriptor, kernel: KernelSocket, error: OSError) -> OSEr
         # A call between look-up and system call met the dead file.
         return NotASocket(f"descriptor {descriptor.id} was closed by {kernel.aborted} while the call began")
     if isinstance(error, TimeoutError) and error.errno is None:
-        error.winerror = 10060  # type: ignore[attr-defined]  # WSAETIMEDOUT
+        error.winerror = WSAETIMEDOUT  # type: ignore[attr-defined]  # typeshed: Windows only
         return error
     return options.translate(descriptor, error)
 
@@ -240,7 +241,8 @@ def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSo
     taken: list[Any] = []
     with numbers.gate:
         try:
-            taken.extend(starmap(kernel._accept, ((),)))  # taken and stored in one C call: no interrupt between
+            # Taken and stored in one C call: no interrupt between.
+            taken.extend(starmap(kernel._accept, ((),)))  # type: ignore[attr-defined]  # typeshed: only the subclass
             number, address = taken[0]
             return sockets.adopt(number, descriptor.family, descriptor.type, descriptor.protocol, waker), address
         except BaseException:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import socket
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -251,3 +252,102 @@ def wait_event(end: socket.socket, events: int = select.POLLIN | select.POLLRDHU
     poll.register(end, events)
     assert poll.poll(timeout_s * 1000), "nothing came"
     return monotonic() - began_s
+
+
+# -- a payload whose every place is known ---------------------------------------------------------------------------
+
+
+def payload(size: int) -> bytes:
+    """Return bytes in which a lost, doubled or moved piece shows: 8-byte numbers, counted up."""
+    return b"".join(place.to_bytes(8, "big") for place in range(size // 8))
+
+
+def queue(end: socket.socket, size: int) -> int:
+    """Send the payload until `size` bytes are queued, or no more fits; return how many bytes were."""
+    timeout_s = end.gettimeout()
+    end.settimeout(0)
+    data = memoryview(payload(size))
+    sent = 0
+    try:
+        while sent < len(data):
+            sent += end.send(data[sent:])
+    except BlockingIOError:
+        pass
+    finally:
+        end.settimeout(timeout_s)
+    return sent
+
+
+def queue_in(has: Belongings, size: int, on: str = "socket") -> int:
+    """In an actor: `queue`."""
+    return queue(has[on], size)
+
+
+def receive_all(end: socket.socket) -> bytes:
+    """Receive until FIN; ConnectionResetError where the connection was cut."""
+    chunks = []
+    while chunk := end.recv(1 << 20):
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def set_linger(end: socket.socket, linger_s: int | None) -> None:
+    """Set SO_LINGER: None is DONTLINGER."""
+    value = struct.pack("ii", linger_s is not None, linger_s or 0)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, value)
+
+
+def get_linger(end: socket.socket) -> tuple[int, int]:
+    """Return SO_LINGER as (on or off, seconds)."""
+    is_on, seconds = struct.unpack("ii", end.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    return is_on, seconds
+
+
+def kernel_linger(end: ss.SharedSocket) -> tuple[int, int]:
+    """Return SO_LINGER as the kernel has it."""
+    is_on, seconds = struct.unpack("ii", end._descriptor.kernel.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+    return is_on, seconds
+
+
+def was_reset(end: socket.socket) -> bool:
+    """Read a peer to its end; whether that was a reset rather than FIN."""
+    try:
+        receive_all(end)
+    except ConnectionResetError:
+        return True
+    return False
+
+
+def timed(call: Callable[[], object], took: list[float]) -> None:
+    """Call, and note how many seconds it took, also when it raises."""
+    began_s = monotonic()
+    try:
+        call()
+    finally:
+        took.append(monotonic() - began_s)
+
+
+def drain_bytes(end: socket.socket, count: int) -> bytes:
+    """Receive exactly `count` bytes."""
+    data = bytearray()
+    while len(data) < count:
+        chunk = end.recv(count - len(data))
+        assert chunk, "the peer sees no end while others hold the socket"
+        data += chunk
+    return bytes(data)
+
+
+def _hang_up(end: socket.socket) -> int:
+    poll = select.poll()
+    poll.register(end, select.POLLRDHUP)
+    return sum(event for _, event in poll.poll(0))
+
+
+def is_quiet(end: socket.socket) -> bool:
+    """Whether the connection stands: neither FIN nor reset has reached this end; data may have."""
+    return not _hang_up(end)
+
+
+def is_reset(end: socket.socket) -> bool:
+    """Whether a reset has reached this end by now, without reading anything."""
+    return bool(_hang_up(end) & select.POLLERR)
