@@ -129,7 +129,7 @@ def perform(
             if must_wait:
                 if trace.hook is not None:
                     trace.hit("op.waiting", number=kernel.number, kind=kind)
-                wait_set = kernel.sets.get(direction)
+                wait_set = kernel.sets[direction]
                 if wait_set is None or (left_s is not None and left_s <= 0):
                     is_ready = wait(kernel, direction, deadline)
                 else:

@@ -72,6 +72,7 @@ class KernelSocket(_socket.socket):
         waiters: the operations inside `perform` now, by the id of their row (operations.py).
         closers: who waits for the waiters to leave: a queue to be told on, and how many waiters are his own.
         kept: what an interrupted call had already taken; the next call of that direction returns it (rule 3).
+        sets: the wait set of each direction, READ and WRITE; None until somebody waits.
         streak: receives in a row that had to wait, from one probe to the next.
     """
 
@@ -90,6 +91,10 @@ class KernelSocket(_socket.socket):
     )
 
     number: int
+
+    if TYPE_CHECKING:  # typeshed leaves it out
+
+        def _accept(self) -> tuple[int, Any]: ...
 
     def __init__(
         self,
@@ -111,7 +116,7 @@ class KernelSocket(_socket.socket):
             self.is_buried = False
             self.waiters: dict[int, Waiter] = {}
             self.closers: list[tuple[SimpleQueue[None], int]] = []
-            self.sets: dict[int, WaitSet] = {}
+            self.sets: list[WaitSet | None] = [None, None]
             self.kept: list[Any] = []
             self.streak = 0
             self.waker = Waker() if waker is None else waker
@@ -271,7 +276,7 @@ def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
         kernel.is_buried = True
         _retiring[id(kernel)] = kernel.number
         system.dup2(dead, kernel.number)
-        kernel.sets.clear()  # whoever still waits in one holds it
+        kernel.sets[:] = None, None  # whoever still waits in one holds it
     return kept
 
 
@@ -280,6 +285,6 @@ def let_go(kernel: KernelSocket) -> int:
     with numbers.gate:
         numbers.disown(kernel.number, kernel.era)
         kernel.is_buried = True
-        kernel.sets.clear()
+        kernel.sets[:] = None, None
         kernel.number = -1
         return kernel.detach()

@@ -72,27 +72,32 @@ def renew_lock() -> None:
 
 def set_of(kernel: KernelSocket, direction: int) -> WaitSet | None:
     """Return the set of a direction, made at its first use; None where none can be had, or the socket was aborted."""
-    wait_set = kernel.sets.get(direction)
+    wait_set = kernel.sets[direction]
     if wait_set is None and kernel.aborted is None:
         try:
-            # Two threads may make one each: the first to store wins, the other's is collected.
-            wait_set = kernel.sets.setdefault(direction, WaitSet(kernel, direction))
+            wait_set = WaitSet(kernel, direction)
         except OSError:
             return None
+        # Two threads may make one each, the first to store wins: threads change at calls, not between these lines.
+        if kernel.sets[direction] is None:
+            kernel.sets[direction] = wait_set
+        else:
+            wait_set = kernel.sets[direction]
     if kernel.aborted is not None:
         # A close between the making and the storing (a signal handler's, on top of us) has not seen this set: drop
         # it, before it reports a socket that is no longer ours.
-        unseen = kernel.sets.pop(direction, None)
-        if unseen is not None:
-            unseen.forget(kernel.number)
+        if wait_set is not None:
+            wait_set.forget(kernel.number)
+        kernel.sets[direction] = None
         return None
     return wait_set
 
 
 def unregister(kernel: KernelSocket) -> None:
     """Take the socket's number out of both sets, before the number stops being that socket (rule 6)."""
-    for wait_set in tuple(kernel.sets.values()):
-        wait_set.forget(kernel.number)
+    for wait_set in tuple(kernel.sets):
+        if wait_set is not None:
+            wait_set.forget(kernel.number)
 
 
 def wait(kernel: KernelSocket, direction: int, deadline: float | None) -> bool:
