@@ -41,9 +41,10 @@ from sharedsock.registry.page import PageWriter
 from sharedsock.registry.records import Answer, Limits, ReleaseCustody, ShowCommon
 from sharedsock.registry.requests import Asked, Asker, Reply, answer
 
-__all__ = ["Caps", "RegistryServer", "main"]
+__all__ = ["Caps", "Lifetime", "RegistryServer", "give_key", "main"]
 
 READY: Final = b"R"
+_OFFER: Final = "key.offered"
 _BATCH: Final = 16  # requests of one peer before the next one's turn
 _SUSPECT_S: Final = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -117,7 +118,7 @@ class RegistryServer:
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
-        self._stopping = False
+        self._stopping = self._closed = False
         self._listening_again: float | None = None
         self._polled = self._swept = clock()
         self._idle_since: float | None = self._polled
@@ -181,7 +182,10 @@ class RegistryServer:
         return bool(poller.poll(0))
 
     def close(self) -> None:
-        """Close every connection, descriptor and pidfd; what was in custody ends as the kernel says."""
+        """Close every connection, descriptor and pidfd; custody ends as the kernel says. Doubled: no effect."""
+        if self._closed:
+            return
+        self._closed = True
         for channel in [*self._strangers, *self._clients.values()]:
             channel.close()
         for drain in self._drains:
@@ -534,7 +538,7 @@ class RegistryServer:
         return self.refused.most_common(64)
 
 
-class _Lifetime:
+class Lifetime:
     """The registry's hold on its directory: locks at the start, removal at the end."""
 
     def __init__(self, path: str) -> None:
@@ -542,6 +546,7 @@ class _Lifetime:
         self.directory = runtime.open_directory(path)
         self.server: RegistryServer | None = None
         self._start_lock: int | None = None
+        self._ended = False
         self._alive_lock = runtime.hold_alive_lock(self.directory)
         if self._alive_lock is None:
             os.close(self.directory)
@@ -559,7 +564,10 @@ class _Lifetime:
         return True
 
     def end(self) -> None:
-        """Remove the directory, unless a starter holds its lock: it will start anew in there."""
+        """Remove the directory, unless a starter holds its lock: it will start anew in there. Doubled: no effect."""
+        if self._ended:
+            return
+        self._ended = True
         for _ in range(50):
             if self._start_lock is None:
                 self._start_lock = runtime.try_start_lock(self.directory)
@@ -585,7 +593,7 @@ def main(
 
     Args:
         ready_fd: the end of a pipe; gets b"R" when connections are accepted, then is closed.
-        key: only from code in this process (tests); None draws one and writes it to its file.
+        key: only from code in this process (tests); None takes the one a manager has left for it, or draws one.
         hook: a Probe, only from code in this process; there is no switch from outside.
 
     Raises:
@@ -597,9 +605,12 @@ def main(
     if hook is not None:
         trace.hook = hook
     _raise_descriptor_limit()
-    lifetime = _Lifetime(runtime_dir)
+    lifetime = Lifetime(runtime_dir)
     try:
-        key = runtime.write_key(lifetime.directory) if key is None else key
+        if key is not None:
+            give_key(lifetime.directory, key)
+        elif (key := _offered_key(lifetime.directory)) is None:
+            key = runtime.write_key(lifetime.directory)
         listener = runtime.bind_listener(lifetime.directory, runtime_dir)
         server = RegistryServer(listener, key, limits=limits, caps=caps, may_end=lifetime.may_end)
         lifetime.server = server
@@ -613,6 +624,26 @@ def main(
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.set_wakeup_fd(-1)
         lifetime.end()
+
+
+def give_key(directory: int, key: bytes, *, as_offer: bool = False) -> None:
+    """Write a key to the key file of a runtime directory, or beside it for the registry that starts there next."""
+    draft = f"draft.{os.urandom(8).hex()}"
+    number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        os.write(number, key)
+    finally:
+        os.close(number)
+    os.rename(draft, _OFFER if as_offer else runtime.KEY_FILE, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _offered_key(directory: int) -> bytes | None:
+    """Take the key that whoever starts this registry has left for it (RegistryManager.start), None: none."""
+    try:
+        os.rename(_OFFER, runtime.KEY_FILE, src_dir_fd=directory, dst_dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    return runtime.read_key(directory)
 
 
 def _raise_descriptor_limit() -> None:
