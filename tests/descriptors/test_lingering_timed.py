@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -104,7 +105,7 @@ def test_a_close_waits_for_a_slow_peer_and_returns_right_then() -> None:
         closer = threading.Thread(target=close)
         closer.start()
         while not pair.local._descriptor.is_closed:
-            pass
+            os.sched_yield()
         assert not closed_s
         assert kinds.receive_all(pair.peer) == kinds.payload(queued)
         read_s = monotonic()
@@ -134,7 +135,7 @@ def test_a_reset_by_the_peer_ends_the_wait() -> None:
         closer = threading.Thread(target=pair.local.close)
         closer.start()
         while not pair.local._descriptor.is_closed:
-            pass
+            os.sched_yield()
         kinds.set_linger(pair.peer, 0)
         pair.peer.close()
         closer.join(5)
@@ -166,7 +167,7 @@ def test_a_refused_close_has_changed_nothing() -> None:
         reader = threading.Thread(target=lambda: _catch(lambda: local.recv(1), aborted))
         reader.start()
         while not local.pending_operations():
-            pass
+            os.sched_yield()
         local.settimeout(0)
         number, references = local.fileno(), local.references()
         for _ in range(3):
@@ -182,7 +183,7 @@ def test_a_refused_close_has_changed_nothing() -> None:
         assert not aborted
         assert len(kinds.drain_bytes(pair.peer, queued)) == queued
         while _is_unsent(local):
-            pass
+            os.sched_yield()
         local.close()
         assert pair.peer.recv(1) == b""
 
@@ -241,7 +242,7 @@ def test_nothing_left_to_send_is_not_refused() -> None:
         kinds.set_linger(pair.local, 30)
         pair.local.send(b"x")
         while _is_unsent(pair.local):
-            pass
+            os.sched_yield()
         pair.local.close()
         assert kinds.receive_all(pair.peer) == b"x"
 
