@@ -36,6 +36,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 TABLE: Final = Path(__file__).with_name("table.toml")
 COPIED: Final = ("sharedsock", "tests", "tools", "pyproject.toml", "pytest.ini", "README.md")
 TIMEOUT_S: Final = 120.0
+HANG_S: Final = 15.0  # a mutated test that is silent for so long hangs; unmutated ones need a fraction of it
 _MARK: Final = "SHAREDSOCK_MUTATION"
 _RED_LINE: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 _TESTS_FAILED: Final = 1
@@ -99,7 +100,7 @@ def _copy(root: Path) -> Iterator[Path]:
         yield copy
 
 
-def _run_tests(copy: Path, tests: Sequence[str], timeout_s: float) -> tuple[int | None, str]:
+def _run_tests(copy: Path, tests: Sequence[str], timeout_s: float, *options: str) -> tuple[int | None, str]:
     """Run tests in a copy; return pytest's exit status (None: it hung) and what it printed."""
     mark = uuid.uuid4().hex
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SHAREDSOCK_"))}
@@ -108,7 +109,7 @@ def _run_tests(copy: Path, tests: Sequence[str], timeout_s: float) -> tuple[int 
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
-            [*command, *tests], cwd=copy, env=environ, stdout=output, stderr=output, start_new_session=True
+            [*command, *options, *tests], cwd=copy, env=environ, stdout=output, stderr=output, start_new_session=True
         )
         status: int | None
         try:
@@ -138,27 +139,31 @@ def try_one(root: Path, mutation: Mutation, timeout_s: float = TIMEOUT_S) -> Out
     found = matches(root, mutation)
     if found != 1:
         return Outcome(mutation, "stale", f"the piece is in {mutation.file} {found} times", 0.0)
+    details = []
     with _copy(root) as copy:
         file = copy / mutation.file
         file.write_text(file.read_text().replace(mutation.before, mutation.after))
-        status, printed = _run_tests(copy, mutation.tests, timeout_s)
-    seconds = perf_counter() - begin
+        for test in mutation.tests:
+            status, printed = _run_tests(copy, [test], timeout_s, "-x", "-o", f"faulthandler_timeout={HANG_S:g}")
+            verdict, detail = _judge(status, printed)
+            if verdict != "killed":
+                return Outcome(mutation, verdict, f"{test}: {detail}", perf_counter() - begin)
+            details.append(detail)
+    return Outcome(mutation, "killed", ", ".join(details), perf_counter() - begin)
+
+
+def _judge(status: int | None, printed: str) -> tuple[str, str]:
+    """Return the verdict on the run of one listed test."""
     if status is None:
-        return Outcome(mutation, "killed", "hung", seconds)
-    red = set(_RED_LINE.findall(printed))
-    green = [test for test in mutation.tests if not any(_is_of(node, test) for node in red)]
-    if status == _TESTS_FAILED and not green:
-        return Outcome(mutation, "killed", ", ".join(sorted(red)), seconds)
-    if status < 0 or (status == _TESTS_FAILED and not red):  # a signal, or the hang watch ended it
-        return Outcome(mutation, "killed", "the test process died", seconds)
-    if status in (0, _TESTS_FAILED):
-        return Outcome(mutation, "survived", f"green: {', '.join(green)}", seconds)
-    return Outcome(mutation, "stale", f"pytest exit {status}: {printed.strip().splitlines()[-1:]}", seconds)
-
-
-def _is_of(node: str, test: str) -> bool:
-    """Whether a red node is the listed test, one of its parameter sets, or one in the listed file."""
-    return node == test or node.startswith((test + "[", test + "::"))
+        return "killed", "hung"
+    if status == 0:
+        return "survived", "green"
+    red = _RED_LINE.search(printed)
+    if status == _TESTS_FAILED and red is not None:
+        return "killed", red.group(1).rpartition("::")[2]
+    if status < 0 or status == _TESTS_FAILED:  # a signal, or the hang watch ended it
+        return "killed", "the test process died"
+    return "stale", f"pytest exit {status}: {' '.join(printed.split())[-200:]}"
 
 
 def main(arguments: list[str]) -> int:
