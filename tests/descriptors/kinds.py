@@ -6,11 +6,13 @@ on it. Functions here run in actors too, so they are plain and picklable by name
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import socket
 import struct
 import tempfile
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ _UNIX_TYPES: Final = {
 }
 LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 PEER_TIMEOUT_S: Final = 10.0
+_SIOCOUTQNSD: Final = 0x894B  # bytes not sent yet; TIOCOUTQ counts those not acknowledged as well
 
 
 @dataclass(frozen=True)
@@ -131,17 +134,30 @@ def _is_connected(client: socket.socket) -> bool:
 
 
 def fill(end: socket.socket) -> int:
-    """Send until no more fits; return how many bytes (or, of datagrams, how many)."""
+    """Send until no more fits, and will not by itself; return how many bytes (or, of datagrams, how many).
+
+    An acknowledgement on its way makes room again: TCP is full when nothing is in flight and bytes are left unsent.
+    """
     timeout_s = end.gettimeout()
     end.settimeout(0)
     sent = 0
     try:
         while True:
-            sent += end.send(b"x" * (1 << 16 if end.type == socket.SOCK_STREAM else 1024))
-    except BlockingIOError:
-        return sent
+            try:
+                sent += end.send(b"x" * (1 << 16 if end.type == socket.SOCK_STREAM else 1024))
+            except BlockingIOError:
+                if not _is_in_flight(end):
+                    return sent
     finally:
         end.settimeout(timeout_s)
+
+
+def _is_in_flight(end: socket.socket) -> bool:
+    if end.family == socket.AF_UNIX or end.type != socket.SOCK_STREAM:
+        return False
+    queued = fcntl.ioctl(end.fileno(), termios.TIOCOUTQ, b"\0" * 4)
+    unsent = fcntl.ioctl(end.fileno(), _SIOCOUTQNSD, b"\0" * 4)
+    return queued != unsent
 
 
 def drain(end: socket.socket, count: int) -> int:

@@ -6,7 +6,10 @@ child, a plain socket stays.
 
 from __future__ import annotations
 
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,8 @@ from sharedsock.kernel import sockets
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.sockets import KernelSocket
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
+
+_SIOCOUTQNSD = 0x894B  # bytes not sent yet; TIOCOUTQ counts those not acknowledged as well
 
 STREAMS = ("tcp4", "tcp6", "unix-stream")
 DATAGRAMS = ("udp4", "unix-datagram")
@@ -121,15 +126,31 @@ SENDS = (
 
 
 def fill(kernel: KernelSocket) -> int:
-    """Send until the kernel takes no more; return how many bytes it took."""
+    """Send until the kernel takes no more, and will not by itself; return how many bytes it took.
+
+    An acknowledgement on its way makes room again: TCP is full when nothing is in flight and bytes are left unsent.
+    """
     sent = 0
-    for size in (65536, 512, 1):
+    sizes = iter((65536, 512, 1))
+    size = next(sizes)
+    while True:
         try:
             while True:
                 sent += kernel.send(b"f" * size, DONTWAIT | NOSIGNAL)
         except BlockingIOError:
-            continue
-    return sent
+            if not _is_in_flight(kernel):
+                try:
+                    size = next(sizes)
+                except StopIteration:
+                    return sent
+
+
+def _is_in_flight(kernel: KernelSocket) -> bool:
+    if kernel.family == socket.AF_UNIX or kernel.type != socket.SOCK_STREAM:
+        return False
+    queued = struct.unpack("i", fcntl.ioctl(kernel.number, termios.TIOCOUTQ, b"\0" * 4))[0]
+    unsent = struct.unpack("i", fcntl.ioctl(kernel.number, _SIOCOUTQNSD, b"\0" * 4))[0]
+    return bool(queued != unsent)
 
 
 def drain(peer: socket.socket, count: int) -> bytes:
