@@ -186,6 +186,9 @@ class RegistryHandle:
         """Be current no longer. Sockets shared through it stay shared; its channel ends with the last of ours."""
         if self in _current:
             _current.remove(self)
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            manager.shutdown()
         self.client.retire()
 
     def __enter__(self) -> Self:
@@ -244,15 +247,18 @@ def connect_registry(address: str, authkey: bytes) -> RegistryHandle:
 
     Args:
         address: the path of its socket, or of its runtime directory.
-        authkey: its 32-byte key (`Registry.authkey`).
+        authkey: `Registry.authkey`, or what a `RegistryManager` was started with.
 
     Raises:
         RegistryGone: no registry there, or not one with this key.
         PermissionError: not a runtime directory of this user.
     """
-    if len(authkey) != runtime.KEY_SIZE:
-        raise ValueError(f"a registry's key has {runtime.KEY_SIZE} bytes, not {len(authkey)}")
-    handle = RegistryHandle(_directory_of(address), bytes(authkey))
+    key = bytes(authkey)
+    if len(key) != runtime.KEY_SIZE:
+        from sharedsock.registry.serializer import key_of
+
+        key = key_of(key)
+    handle = RegistryHandle(_directory_of(address), key)
     client = _client(handle.runtime, handle.authkey)
     try:
         client.connect(start=False)

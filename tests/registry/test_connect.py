@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 
 import pytest
@@ -156,11 +157,9 @@ with connect.Registry() as registry:
                 assert handle.client.pid == int(pid)
                 assert handle.address == address
                 assert handle.client.statistics().clients == 2
-        for bad in (b"", b"short", b"x" * 33):
-            with pytest.raises(ValueError, match="32 bytes"):
+        for bad in (b"", b"short", b"x" * 33, b"w" * 32):
+            with pytest.raises(RegistryGone):
                 connect.connect_registry(address, bad)
-        with pytest.raises(RegistryGone):
-            connect.connect_registry(address, b"w" * 32)
         with pytest.raises(RegistryGone):
             connect.connect_registry(address + "nowhere", bytes.fromhex(key))
         with pytest.raises(RegistryGone):
@@ -168,6 +167,21 @@ with connect.Registry() as registry:
         assert connect._current == []
         owner.tell()
         assert owner.finish() == 0
+
+
+def test_the_manager_of_a_registry_is_a_connected_one(own_tree: str) -> None:
+    with connect.Registry() as registry:
+        ours, peer, found = shared_socket(registry.client)
+        assert registry.manager is registry.manager
+        assert isinstance(registry.manager, BaseManager)
+        assert registry.manager.address == registry.address
+        assert registry.manager.references(found.socket) == 1
+        pid = registry.client.pid
+        registry.client.begin_close(DescriptorId(1))
+        registry.client.end_close(DescriptorId(1))
+        ours.close()
+        peer.close()
+    wait_ended(pid, T_EXIT_S)
 
 
 def test_a_registry_that_is_named_and_not_there_is_gone(own_tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
