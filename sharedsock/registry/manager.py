@@ -34,7 +34,8 @@ from sharedsock.registry.serializer import (
     key_of,
     no_proxies,
 )
-from sharedsock.registry.server import RegistryServer, give_key
+from sharedsock.registry.server import give_key
+from sharedsock.registry.serving import RegistryServer
 
 __all__ = ["SERIALIZER", "LedgerServer", "RegistryManager", "key_of"]
 

@@ -28,8 +28,9 @@ from sharedsock.registry.handshake import ClientHandshake, Welcome
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.liveness import Liveness, System
 from sharedsock.registry.messages import MAX_MESSAGE, Code, Message, decode, encode, error_of
+from sharedsock.registry.reception import Caps
 from sharedsock.registry.records import Limits
-from sharedsock.registry.server import Caps, RegistryServer
+from sharedsock.registry.serving import RegistryServer
 
 PATIENCE_S = 10.0
 
@@ -321,7 +322,7 @@ class Running:
         os.close(runtime.make_directory(path))
         ready, theirs = os.pipe()
         code = (
-            "import sys; from sharedsock.registry import server; from sharedsock.registry.server import *\n"
+            "import sys; from sharedsock.registry import server; from sharedsock.registry.reception import Caps\n"
             "from sharedsock.registry.records import Limits\n"
             f"{prepare}\nserver.main(sys.argv[1], int(sys.argv[2]), {arguments})\n"
         )

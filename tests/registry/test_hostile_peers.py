@@ -20,8 +20,8 @@ from sharedsock.model.errors import NotASocket, TicketInvalid
 from sharedsock.model.identity import SocketFacts, SocketId
 from sharedsock.registry.handshake import ClientHandshake
 from sharedsock.registry.messages import HEADER, MAX_MESSAGE, Code, encode
+from sharedsock.registry.reception import Caps
 from sharedsock.registry.records import Limits
-from sharedsock.registry.server import Caps
 from tests.registry.dialogue import Dialogue, Gone, Stepped, child, facts_of, open_numbers, wait_readable
 from tests.registry.test_messages import VALID
 
@@ -172,7 +172,7 @@ def test_random_records_against_the_live_registry(registry: Stepped, ours: socke
     registry.settle()
     assert honest.references(ours) == 1
     assert len(open_numbers()) == numbers
-    assert "internal error" not in registry.server.refused
+    assert "internal error" not in registry.server.refused.by_cause
 
 
 @pytest.mark.fault("F-105", "S-11")
@@ -189,7 +189,7 @@ def test_silent_strangers_are_dropped_at_t_auth(registry: Stepped) -> None:
     assert all(one.is_gone() for one in strangers)
     late.send_raw(half)
     assert late.is_gone()
-    assert registry.server.refused["no authentication in time"] == 50
+    assert registry.server.refused.by_cause["no authentication in time"] == 50
 
 
 @pytest.mark.fault("F-105", "S-11", "S-12")
@@ -206,7 +206,7 @@ def test_a_thousand_silent_strangers_keep_nobody_out_for_long(registry: Stepped)
     registry.settle()
     held = len(open_numbers()) - before - len(strangers)
     assert held <= 2 * 64
-    assert registry.server.refused["too many unauthenticated peers"] > 500
+    assert registry.server.refused.by_cause["too many unauthenticated peers"] > 500
     for one in strangers:
         one.close()
     registry.pass_time(1.0)
@@ -233,7 +233,7 @@ def test_the_cap_of_clients_at_the_limit_and_one_beyond(make: Callable[..., Step
     clients = [registry.peer() for _ in range(3)]
     refused = registry.peer(authenticated=False)
     assert refused.is_gone()
-    assert registry.server.refused["too many clients"] == 1
+    assert registry.server.refused.by_cause["too many clients"] == 1
     clients.pop().close()
     registry.settle()
     registry.peer()
@@ -269,7 +269,7 @@ def test_a_wrong_key_is_hung_up_on_without_a_word(registry: Stepped) -> None:
         stranger.send_raw(handshake.answer(stranger.receive_raw()))
         with pytest.raises(Gone):
             stranger.receive_raw()
-    assert registry.server.refused["wrong key"] == 2
+    assert registry.server.refused.by_cause["wrong key"] == 2
 
 
 @pytest.mark.fault("F-108")
@@ -290,12 +290,12 @@ def test_refusals_are_counted_by_cause_and_logged_once_a_second_without_peer_byt
             liar = registry.peer(authenticated=False)
             liar.send_raw(text)
             assert liar.is_gone()
-    assert len(registry.server.refusal_log) == 1
+    assert len(registry.server.refused.log) == 1
     registry.pass_time(1.0)
     liar = registry.peer(authenticated=False)
     liar.send_raw(b"x" * 200)
     assert liar.is_gone()
-    assert len(registry.server.refusal_log) == 2
+    assert len(registry.server.refused.log) == 2
     honest = registry.peer()
     assert honest.refusals() == {"bad magic": 7, "truncated": 3}
     assert honest.statistics()["refusals"] == 10
@@ -308,8 +308,8 @@ def test_another_uid_is_hung_up_on_before_a_byte_is_read(registry: Stepped) -> N
     stranger = registry.peer(authenticated=False)
     with pytest.raises(Gone):
         stranger.receive_raw()
-    assert registry.server.refused["foreign uid"] == 1
-    assert not registry.server._strangers
+    assert registry.server.refused.by_cause["foreign uid"] == 1
+    assert not registry.server._reception.strangers
 
 
 @pytest.mark.fault("F-109", "S-04")
@@ -337,7 +337,7 @@ def test_a_real_process_of_another_uid_is_hung_up_on(registry: Stepped) -> None:
     finally:
         for path, mode in modes.items():
             path.chmod(mode)
-    assert registry.server.refused["foreign uid"] == 1
+    assert registry.server.refused.by_cause["foreign uid"] == 1
 
 
 @pytest.mark.fault("S-04", "F-25", "F-90")
@@ -360,7 +360,7 @@ def test_a_forked_child_cannot_speak_on_its_parents_channel(registry: Stepped, o
         os.waitpid(pid, 0)
         registry.settle()
     assert not wait_readable(peer.connection, 0), "no reply: its ids are the parent's"
-    assert registry.server.refused["sent by another process"] == 3
+    assert registry.server.refused.by_cause["sent by another process"] == 3
     assert peer.references(ours) == 2
     granted, received = peer.claim(secret)
     received.close()
@@ -444,7 +444,7 @@ def test_random_well_formed_nonsense_leaves_the_honest_count_alone(registry: Ste
         liar.receive_raw()
         liar.close_came()
     assert honest.references(ours) == before
-    assert "internal error" not in registry.server.refused
+    assert "internal error" not in registry.server.refused.by_cause
 
 
 @pytest.mark.fault("F-111", "S-13")
@@ -491,7 +491,7 @@ def test_a_client_that_does_not_read_is_dropped_and_others_are_served(registry: 
         except Gone:
             break
         registry.step()
-    assert registry.server.refused["replies not read"] == 1
+    assert registry.server.refused.by_cause["replies not read"] == 1
     assert honest.statistics()["clients"] == 1
     assert honest.references(ours) == 200, "its process lives: its references stay"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from sharedsock.registry import runtime
+from sharedsock.registry.handshake import ClientHandshake
 from sharedsock.registry.messages import Code
 from tests.registry.dialogue import (
     Dialogue,
@@ -108,6 +110,21 @@ def test_it_ends_by_itself_after_the_last_client_and_leaves_nothing(registry: Ru
     assert time.monotonic() - started < 1.0 * 4
     assert not os.path.exists(registry.path)
     assert registry.complaints() == ""
+
+
+@pytest.mark.fault("F-09")
+@pytest.mark.parametrize("how", ["idle", "TERM"])
+def test_it_ends_in_order_though_its_directory_was_removed(registry: Running, how: str) -> None:
+    peer = registry.peer()
+    shutil.rmtree(registry.path)
+    assert peer.statistics()["clients"] == 1
+    if how == "TERM":
+        registry.process.send_signal(signal.SIGTERM)
+    else:
+        peer.close()
+    assert registry.wait_end() == 0
+    assert registry.complaints() == ""
+    peer.close()
 
 
 def test_one_that_no_client_ever_reaches_ends_as_well(run: Callable[..., Running]) -> None:
@@ -245,6 +262,25 @@ def test_it_asks_to_end_only_when_idle_for_the_whole_grace(tmp_path: Path, ours:
         assert registry.ends == 2
         registry.pass_time(0.3)
         assert registry.ends == 3, "refused: asked again"
+    finally:
+        registry.close()
+
+
+def test_a_client_that_comes_and_leaves_in_one_pass_was_here(tmp_path: Path) -> None:
+    """The grace counts from its end, not from the registry's start, and it is the short one."""
+    registry = Stepped(str(tmp_path / "r"))
+    try:
+        registry.pass_time(1.0)
+        peer = registry.peer(authenticated=False)
+        handshake = ClientHandshake(Stepped.KEY, b"n" * 16)
+        peer.send_raw(handshake.answer(peer.receive_raw()))
+        peer.close()
+        registry.step()
+        assert registry.server.client_count() == 0
+        registry.pass_time(0.29)
+        assert registry.ends == 0
+        registry.pass_time(0.02)
+        assert registry.ends == 1
     finally:
         registry.close()
 
