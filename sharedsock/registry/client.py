@@ -171,8 +171,10 @@ class Client(Link):
                 self._call(Code.STATISTICS, timeout_s=_SETTLE_S)
 
     def acknowledge(self, claim: Claim, descriptor: DescriptorFacts) -> None:
-        """The claim's descriptor is usable: the ticket's reference becomes the descriptor's. Idempotent; tried once
-        more when the reply is lost."""
+        """The claim's descriptor is usable: the ticket's reference becomes the descriptor's.
+
+        Idempotent, and tried once more when the reply is lost.
+        """
         forget_number(claim.fd)
         fields = _descriptor_fields(descriptor)
         try:

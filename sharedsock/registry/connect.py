@@ -114,8 +114,8 @@ def revive(client: Client) -> None:
 
 
 def set_reconnect_hook(hook: Callable[[Client], None] | None) -> None:
-    """Say what is to run after a lost channel has been replaced, in the calling thread and before any other call:
-    the announcement of this process's descriptors with recovered=True."""
+    """Say what is to run when a new registry has taken a dead one's place, in the calling thread and before any other
+    call: the announcement of this process's descriptors with recovered=True."""
     _reconnect_hook[0] = hook
     for client in _clients.copy().values():
         client.on_reconnect = hook

@@ -52,7 +52,7 @@ class _Session:
         self.turn = Turn()
         self.channel: Exchange | None = None
         self.fresh: Exchange | None = None  # while `on_reconnect` runs: its thread's
-        self.owes_announcements = False
+        self.known_to = b""  # the incarnation that has been told what we hold
         self.incarnation = b""
         self.registry_pid = 0
         self.page: PageReader | None = None
@@ -71,7 +71,8 @@ class Link:
 
     Attributes:
         rpc_timeout_s: T_rpc, the bound of every call.
-        on_reconnect: called after a channel that had been there is replaced; its calls come before all others.
+        on_reconnect: called when another registry has taken the place of one that had been told what we hold; its calls
+            come before all others.
     """
 
     def __init__(self, runtime: str, key: bytes | None = None, *, starts: bool = False) -> None:
@@ -127,8 +128,10 @@ class Link:
         return self._mine().registry_pid
 
     def close(self) -> None:
-        """Give the channel up, orderly. What this process has announced stays counted until it ends; the next call
-        makes a new channel and announces again."""
+        """Give the channel up in order; the next call makes a new one.
+
+        What this process has announced stays counted until it is ended, or the process is.
+        """
         session = self._mine()
         channel = session.channel
         if channel is not None:
@@ -190,9 +193,10 @@ class Link:
         channel = self._reach(session, start, deadline)
         try:
             session.fresh = channel
-            if session.owes_announcements and self.on_reconnect is not None:
+            # The same registry has kept what we announced (a channel is not a life); another one knows nothing.
+            if session.known_to not in (b"", session.incarnation) and self.on_reconnect is not None:
                 self.on_reconnect(self)
-            session.owes_announcements = True  # from now on: the next channel replaces this one
+            session.known_to = session.incarnation
             session.channel = channel
             return channel
         except BaseException:

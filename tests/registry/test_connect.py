@@ -265,6 +265,11 @@ def test_a_hook_that_fails_fails_the_call_and_is_tried_again(own_tree: str) -> N
 
     client.on_reconnect = again
     client.close()
+    assert client.references(found.socket) == 1
+    assert tries == [], "the same registry has kept what we hold"
+    pid = client.pid
+    os.kill(pid, signal.SIGKILL)
+    wait_ended(pid, T_EXIT_S)
     with pytest.raises(ZeroDivisionError):
         client.references(found.socket)
     assert not client.is_connected()
