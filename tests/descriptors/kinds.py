@@ -141,13 +141,17 @@ def fill(end: socket.socket) -> int:
     timeout_s = end.gettimeout()
     end.settimeout(0)
     sent = 0
+    was_quiet = False
     try:
         while True:
             try:
                 sent += end.send(b"x" * (1 << 16 if end.type == socket.SOCK_STREAM else 1024))
+                was_quiet = False
             except BlockingIOError:
-                if not _is_in_flight(end):
+                is_quiet = not _is_in_flight(end)
+                if was_quiet and is_quiet:  # quiet before and after a send that found no room
                     return sent
+                was_quiet = is_quiet
     finally:
         end.settimeout(timeout_s)
 

@@ -131,18 +131,17 @@ def fill(kernel: KernelSocket) -> int:
     An acknowledgement on its way makes room again: TCP is full when nothing is in flight and bytes are left unsent.
     """
     sent = 0
-    sizes = iter((65536, 512, 1))
-    size = next(sizes)
-    while True:
-        try:
-            while True:
+    sizes = (65536, 512, 1)
+    for size in sizes:
+        was_quiet = is_quiet = False
+        while not (was_quiet and is_quiet):  # quiet before and after a send that found no room
+            was_quiet = is_quiet
+            try:
                 sent += kernel.send(b"f" * size, DONTWAIT | NOSIGNAL)
-        except BlockingIOError:
-            if not _is_in_flight(kernel):
-                try:
-                    size = next(sizes)
-                except StopIteration:
-                    return sent
+                is_quiet = False
+            except BlockingIOError:
+                is_quiet = not _is_in_flight(kernel)
+    return sent
 
 
 def _is_in_flight(kernel: KernelSocket) -> bool:
