@@ -129,7 +129,7 @@ class _Closing:
         self._kernel: KernelSocket | None = None
         self._kept: list[int | None] = []
         self._view: list[_socket.socket] = []
-        self._owes = False
+        self._owes = True  # a reference, where there is a registry that counts it
         self.won: list[bool] = []
         self.client: Client | None = None
         self.is_last: bool | None = None
@@ -160,7 +160,6 @@ class _Closing:
         if self.client is not None:
             with suppress(RegistryGone):  # it has nothing left to count
                 self.client.cancel_close(descriptor.id)
-        self._owes = False
         descriptor.close_once.release()
         self.won.clear()
         raise from_errno(
@@ -212,7 +211,6 @@ class _Closing:
         if client is None:
             self.is_last = True
             return
-        self._owes = True
         try:
             table.flush_abandoned()
             self.is_last = client.begin_close(self._descriptor.id)
@@ -275,7 +273,7 @@ class _Closing:
         sockets.abort(kernel, "an interrupted close")
         sockets.keep_and_bury(kernel, keep=False)
         self.drop()
-        if descriptor.client is not None and (self.client is None or self._owes):
+        if descriptor.client is not None and self._owes:
             table.abandon(descriptor.client, descriptor.id)
             table.flush_abandoned()
 

@@ -242,7 +242,7 @@ def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSo
     with numbers.gate:
         try:
             # Taken and stored in one C call: no interrupt between.
-            taken.extend(starmap(kernel._accept, ((),)))  # type: ignore[attr-defined]  # typeshed: only the subclass
+            taken.extend(starmap(kernel._accept, ((),)))
             number, address = taken[0]
             return sockets.adopt(number, descriptor.family, descriptor.type, descriptor.protocol, waker), address
         except BaseException:
