@@ -113,24 +113,25 @@ def unread_bytes(number: int) -> int:
     return ioctl_int(number, termios.FIONREAD)
 
 
-def socket_cookie(number: int) -> int:
-    """Return the identity of the socket behind a number: SO_COOKIE, else its device and inode (rule 16)."""
-    from sharedsock.kernel import numbers  # the only place where system needs what is built on it
+class _View(_socket.socket):
+    """A socket object that only looks: its end does not close the number (the base class closes in its finalizer)."""
 
-    with numbers.gate:  # a forked child must not inherit the duplicate
-        twin = os.dup(number)
-        try:
-            view = _socket.socket(-1, -1, -1, twin)
-        except OSError:  # no socket
-            os.close(twin)
-            raise
-        try:
-            return int(struct.unpack("Q", view.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
-        except OSError:
-            status = os.fstat(number)
-            return int(status.st_dev << 64 | status.st_ino)
-        finally:
-            view.close()
+    def __del__(self) -> None:
+        return
+
+
+def socket_cookie(number: int) -> int:
+    """Return the identity of the socket behind a number: SO_COOKIE, else its device and inode (rule 16).
+
+    Raises:
+        OSError: no socket, or closed.
+    """
+    view = _View(-1, -1, -1, number)
+    try:
+        return int(struct.unpack("Q", view.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8))[0])
+    except OSError:
+        status = os.fstat(number)
+        return int(status.st_dev << 64 | status.st_ino)
 
 
 def tcp_state(kernel: Any) -> int:

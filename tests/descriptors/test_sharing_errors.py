@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -34,7 +34,7 @@ class Sending:
     def __init__(self, registry: ss.Registry) -> None:
         channel = registry.client._session.channel
         assert channel is not None
-        self._socket: Any = channel._socket
+        self._socket = cast("Any", channel._socket)
         self._real = self._socket.sendmsg
         self.tries = 0
         self._failures: list[int] = []
