@@ -1,6 +1,6 @@
 # Sourced by tools/run, tools/test and tools/check: finds a Python and keeps a virtual environment up to date.
 #
-# Python: $PYTHON if set; else the first of 3.11, 3.12, 3.13 and later that has venv and ensurepip, on the PATH or among
+# Python, when an environment is made: $PYTHON if set; else the first of 3.11, 3.12, 3.13 and later that has venv and ensurepip, on the PATH or among
 # pyenv's versions. 3.11 comes first because it is the oldest that is supported: what works there works later.
 # The environment is touched only when pyproject.toml or the Python has changed since (a stamp file says).
 
