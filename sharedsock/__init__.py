@@ -7,10 +7,12 @@ process has closed it; only then does linger decide how it ends.
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 if sys.platform == "win32":
     raise ImportError("sharedsock brings Winsock's close contract to POSIX; on Windows, socket.share() is native")
 
+from sharedsock.descriptors.selecting import Selector, select
 from sharedsock.model.errors import (
     ForkedDescriptor,
     InternalError,
@@ -38,16 +40,21 @@ from sharedsock.sharedsocket import (
     statistics,
 )
 
+if TYPE_CHECKING:
+    from sharedsock.descriptors.overlapped import Operation
+
 __all__ = [
     "DescriptorId",
     "ForkedDescriptor",
     "Holder",
     "InternalError",
     "NotASocket",
+    "Operation",
     "OperationAborted",
     "PendingOperation",
     "Registry",
     "RegistryGone",
+    "Selector",
     "SharedSocket",
     "SharedSocketError",
     "Statistics",
@@ -63,8 +70,17 @@ __all__ = [
     "create_server",
     "fromshare",
     "revoke",
+    "select",
     "socketpair",
     "statistics",
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Operation":  # concurrent.futures takes 10 ms to import: only who uses it pays it
+        from sharedsock.descriptors.overlapped import Operation
+
+        return Operation
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

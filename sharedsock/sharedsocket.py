@@ -13,7 +13,7 @@ import socket
 import warnings
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from sharedsock.descriptors import closing, launching, options, sharing, table, transfer
+from sharedsock.descriptors import closing, launching, options, service, sharing, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.descriptors.transfer import Kept
 from sharedsock.kernel import operations, sockets
@@ -27,6 +27,7 @@ from sharedsock.model.errors import from_errno, with_winerror
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from sharedsock.descriptors.overlapped import Operation
     from sharedsock.kernel.numbers import Flag
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.model.identity import DescriptorId, Holder, PendingOperation, Statistics
@@ -233,8 +234,12 @@ class SharedSocket(socket.socket):
         return descriptor.client.holders(descriptor.socket_id)
 
     def pending_operations(self) -> tuple[PendingOperation, ...]:
-        """Return the operations of this process that wait on this descriptor: thread, kind, since when."""
-        return operations.pending(self._descriptor.kernel)
+        """Return the operations of this process that wait on this descriptor: thread, kind, since when.
+
+        An overlapped one is listed under the thread that began it.
+        """
+        kernel = self._descriptor.kernel
+        return operations.pending(kernel) + service.pending(kernel)
 
     def dup(self) -> Self:
         """Open a second, independent descriptor of this process on the same socket."""
@@ -617,6 +622,55 @@ class SharedSocket(socket.socket):
         except OSError as error:
             return cast("int", error.errno)
         return 0
+
+    # -- overlapped: the outcome comes later, in an Operation --------------------------------------------------
+
+    def begin_recv(self, bufsize: int, flags: int = 0) -> Operation[bytes]:
+        """Begin to receive at most `bufsize` bytes. The timeout of the descriptor does not matter (OVERLAP-15).
+
+        Every begin_* returns an `Operation`, a `concurrent.futures.Future`, which a close of the descriptor completes
+        with `OperationAborted` (995). Those of one direction are served in order; one that need not wait has ended.
+
+        Raises:
+            NotASocket: closed (10038). BlockingIOError: too many are pending (10035). Nothing was started.
+
+        Source: "Overlapped I/O" (Winsock SPI).
+        """
+        from sharedsock.descriptors import overlapped  # 10 ms to import: only who uses it pays it
+
+        return overlapped.begin_recv(self._descriptor, bufsize, flags)
+
+    def begin_recvfrom(self, bufsize: int, flags: int = 0) -> Operation[tuple[bytes, Any]]:
+        """Begin to receive at most `bufsize` bytes, and from where. As `begin_recv`."""
+        from sharedsock.descriptors import overlapped
+
+        return overlapped.begin_recvfrom(self._descriptor, bufsize, flags)
+
+    def begin_send(self, data: Any, flags: int = 0) -> Operation[int]:
+        """Begin to send what there is room for. The buffer is the operation's until it has ended. As `begin_recv`."""
+        from sharedsock.descriptors import overlapped
+
+        return overlapped.begin_send(self._descriptor, data, flags)
+
+    def begin_sendall(self, data: Any, flags: int = 0) -> Operation[None]:
+        """Begin to send every byte. The buffer is the operation's until it has ended. As `begin_recv`."""
+        from sharedsock.descriptors import overlapped
+
+        return overlapped.begin_sendall(self._descriptor, data, flags)
+
+    def begin_accept(self) -> Operation[tuple[SharedSocket, Any]]:
+        """Begin to accept one client: (its SharedSocket, its address). As `begin_recv`."""
+        from sharedsock.descriptors import overlapped
+
+        return overlapped.begin_accept(self._descriptor, lambda kernel: type(self)._over(Descriptor(kernel)))
+
+    def begin_connect(self, address: Any) -> Operation[None]:
+        """Begin to connect; a host name is resolved before this returns. As `begin_recv`."""
+        from sharedsock.descriptors import overlapped
+
+        return overlapped.begin_connect(self._descriptor, address)
+
+    # -- calls that never wait -----------------------------------------------------------------------------------
 
     def _call(self, method: str, *arguments: Any) -> Any:
         """Make a call that never waits."""

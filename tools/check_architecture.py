@@ -54,7 +54,7 @@ ONLY_HERE: Final = (
         "the kernel room alone waits on sockets",
     ),
     OnlyHere(("fcntl",), frozenset({"kernel", "registry"}), "kernel: on sockets; registry: its own locks and seals"),
-    OnlyHere(("selectors",), frozenset({"registry"}), "registry: on its own descriptors"),
+    OnlyHere(("selectors",), frozenset({"registry", "descriptors"}), "registry: on its own; descriptors: their face"),
     OnlyHere(("multiprocessing.managers",), frozenset({"registry"}), "the registry alone is a multiprocessing manager"),
     OnlyHere(
         ("socket.SCM_*", "socket.send_fds", "socket.recv_fds", "socket.CMSG_*"),

@@ -28,7 +28,7 @@ from contextlib import suppress
 from itertools import starmap
 from typing import TYPE_CHECKING
 
-from sharedsock.descriptors import lingering, naming, options, table
+from sharedsock.descriptors import lingering, naming, options, service, table
 from sharedsock.descriptors.descriptor import calling_place
 from sharedsock.kernel import numbers, sockets
 from sharedsock.model import trace
@@ -84,6 +84,7 @@ def collect(descriptor: Descriptor) -> None:
     client = descriptor.client
     kernel = descriptor.swap_for_closed("the garbage collector")
     sockets.abort(kernel, "the garbage collector")
+    service.abort(kernel)
     sockets.keep_and_bury(kernel, keep=False)
     table.leave(descriptor)
     if client is not None:
@@ -178,6 +179,7 @@ class _Closing:
         if trace.hook is not None:
             trace.hit("close.marked", descriptor=self._descriptor.id)
         sockets.abort(kernel, closed_by)
+        service.abort(kernel)
         return kernel
 
     def drain(self) -> None:
@@ -271,6 +273,7 @@ class _Closing:
             descriptor.swap_for_closed("an interrupted close")
         table.leave(descriptor)
         sockets.abort(kernel, "an interrupted close")
+        service.abort(kernel)
         sockets.keep_and_bury(kernel, keep=False)
         self.drop()
         if descriptor.client is not None and self._owes:

@@ -97,11 +97,16 @@ def announce_again(client: Client) -> None:
 
 def statistics() -> Statistics:
     """Count what this process has: open descriptors, shared ones, pending operations, numbers on their way out."""
+    from sharedsock.descriptors import service  # it needs this module first: its fork hooks come before ours
+
     descriptors = open_descriptors()
     return Statistics(
         descriptors=len(descriptors),
         shared=sum(descriptor.client is not None for descriptor in descriptors),
-        pending=sum(len(operations.pending(descriptor.kernel)) for descriptor in descriptors),
+        pending=sum(
+            len(operations.pending(descriptor.kernel)) + len(service.pending(descriptor.kernel))
+            for descriptor in descriptors
+        ),
         retiring=sockets.retiring(),
     )
 

@@ -1,0 +1,277 @@
+"""The one service thread of a process: it looks after every overlapped request that has to wait.
+
+It waits on all stations in one poll set. It starts with the first request that has to wait, ends when none is left, is
+stopped before a fork and started again behind it, and never keeps an interpreter from ending. Requests that had to wait
+are settled here, and their callbacks run here.
+
+A closer takes no lock and runs no callback: it has marked the socket; here it takes the number out of the set and
+rings. Whoever serves next finds the mark and aborts what is left. So a close may come from any thread, a callback, a
+signal handler or the garbage collector.
+
+Keeps I6: without requests there is no thread and no number.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from _queue import Empty, SimpleQueue
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+# The table's fork hooks are registered first, so its locks are taken after ours: the thread is not halted under them.
+from sharedsock.descriptors import table as _table  # noqa: F401
+from sharedsock.descriptors.stations import Station
+from sharedsock.kernel import numbers, polling
+
+if TYPE_CHECKING:
+    from sharedsock.descriptors.stations import Request
+    from sharedsock.kernel.sockets import KernelSocket
+    from sharedsock.model.identity import PendingOperation
+
+__all__ = ["NAME", "Service", "abort", "discard", "enlist", "pending", "station_of", "withdraw"]
+
+NAME: Final = "sharedsock-service"
+
+# A thread that has nothing to do waits this long for the next request before it ends.
+_IDLE_S: Final = 0.05
+_HALT_BOUND_S: Final = 1.0
+
+
+class Service:
+    """The thread, its poll set and the stations it looks after.
+
+    Attributes:
+        armed: by file number, the stations with requests that wait; guards each number, as a station holds its socket.
+        paused: those of them that are looked at by the clock for a while.
+        called: stations to look at, whatever the set says; closers and interrupted callers append.
+        is_calling: it settles requests now, so user code runs in it.
+    """
+
+    def __init__(self) -> None:
+        self.polls = polling.PollSet()
+        self.era = numbers.current_era()
+        self.armed: dict[int, Station] = {}
+        self.paused: dict[int, Station] = {}
+        self.called: deque[Station] = deque()
+        self.thread: threading.Thread | None = None
+        self.is_calling = False
+        self.is_halting = False
+        self._is_idle = False
+        self._told: SimpleQueue[None] = SimpleQueue()
+
+    def start(self) -> None:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: the system has none to give.
+        """
+        self.is_halting = False
+        self._told = SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+        try:
+            self.thread.start()
+        except BaseException:
+            self.thread = None
+            raise
+
+    def dismiss(self, station: Station) -> None:
+        """Look after a station no longer."""
+        polling.leave(station.kernel, self.polls)
+        for known in (self.armed, self.paused):  # a detached number may be another station's by now
+            if known.get(station.number) is station:
+                del known[station.number]
+
+    def halt(self) -> None:
+        """Have the thread end, and wait for that; a thread inside a callback ends when it is out of it.
+
+        That one is not waited for: the callback may itself wait for whoever halts.
+        """
+        thread = self.thread
+        if thread is None or thread is threading.current_thread():
+            return
+        self.is_halting = True
+        self.polls.bell.signal()
+        # Race: we mark, then look whether user code runs; the thread says that user code runs, then looks for the mark.
+        if self.is_calling:
+            return
+        with suppress(Empty):
+            self._told.get(timeout=_HALT_BOUND_S)
+            if not self.is_calling:
+                thread.join(_HALT_BOUND_S)
+
+    def _run(self) -> None:
+        while not self._is_over():
+            for station in self._due():
+                station.serve(is_event=True)
+                if station.ended:
+                    self._settle(station)
+                if numbers.current_era() != self.era:  # a callback has forked: this is the child, which owns nothing
+                    return
+
+    def _settle(self, station: Station) -> None:
+        self.is_calling = True
+        if self.is_halting:
+            self._told.put(None)
+        try:
+            station.settle()
+        finally:
+            self.is_calling = False
+
+    def _due(self) -> list[Station]:
+        """Wait for something to do; return the stations concerned."""
+        began_s = monotonic()
+        timeout_s = None if self.armed else _IDLE_S
+        if self.paused:
+            timeout_s = max(min(station.retry_at_s or began_s for station in self.paused.values()) - began_s, 0.0)
+        if self.called:
+            timeout_s = 0.0
+        due: dict[int, Station] = {}
+        for number, _ in self.polls.wait(timeout_s):
+            if number in self.armed:
+                due[number] = self.armed[number]
+        now_s = monotonic()
+        for number, station in tuple(self.paused.items()):
+            if station.retry_at_s is None or station.retry_at_s <= now_s:
+                del self.paused[number]
+                due[number] = station
+        stations = list(due.values())
+        while self.called:
+            stations.append(self.called.popleft())
+        self._is_idle = not stations and now_s - began_s >= _IDLE_S
+        return stations
+
+    def _is_over(self) -> bool:
+        global _current
+        if not self.is_halting and not self._is_idle:
+            return False
+        with _starting:
+            if self.is_halting:
+                self.thread = None
+                self._told.put(None)
+                return True
+            if self.armed or self.called:
+                return False
+            self.thread = None
+            if _current is self:
+                _current = None
+            return True
+
+
+# Held to start and to end the thread, and for nothing else.
+_starting = threading.RLock()
+_current: Service | None = None
+_era = numbers.current_era()
+# By id of the kernel socket, which its station keeps alive; a close takes it out.
+_stations: dict[int, Station] = {}
+
+
+def station_of(kernel: KernelSocket) -> Station:
+    """Return the station of an open descriptor, made at its first request."""
+    _renew_in_child()
+    station = _stations.get(id(kernel))
+    if station is None:
+        station = _stations.setdefault(id(kernel), Station(kernel))
+    return station
+
+
+def discard(kernel: KernelSocket) -> None:
+    """Forget the station of a closed descriptor; requests that still end there hold it themselves."""
+    _stations.pop(id(kernel), None)
+
+
+def enlist(station: Station) -> Service:
+    """Have the service look after a station, starting it if need be; pass the result to `Station.serve`.
+
+    Raises:
+        RuntimeError: no thread can be started. OSError: EMFILE, no number for its set. Nothing has changed.
+    """
+    global _current
+    with _starting:
+        service = _current
+        if service is None:
+            service = Service()
+        if service.thread is None:
+            service.start()
+        service.armed[station.number] = station
+        _current = service
+        return service
+
+
+def withdraw(station: Station, request: Request) -> bool:
+    """Take out a request that has not begun to end; report whether it was there."""
+    return station.withdraw(request, _current)
+
+
+def abort(kernel: KernelSocket) -> None:
+    """Take a socket that has just been marked out of the service's set and the selectors', and end its requests.
+
+    Takes no lock, runs no callback, never waits: requests complete slightly later, in the service thread (CLOSE-27).
+    """
+    polling.forget(kernel)
+    if _stations:
+        station = _stations.pop(id(kernel), None)
+        if station is not None:
+            station.call()
+
+
+def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:
+    """Return the requests that wait on a socket: who posted them, kind, since when."""
+    station = _stations.get(id(kernel))
+    if station is None:
+        return ()
+    return tuple(request.facts() for queue in station.queues for request in tuple(queue))
+
+
+# -- forks and the end --------------------------------------------------------------------------------------------
+
+
+def _before_fork() -> None:
+    service = _current
+    if service is not None:
+        service.halt()
+
+
+def _after_fork_in_parent() -> None:
+    """Start the thread again if anything waits for it."""
+    global _current
+    with _starting:
+        service = _current
+        if service is None:
+            return
+        service.is_halting = False
+        if service.thread is not None:  # it is inside a callback, and goes on
+            return
+        if not service.armed and not service.called:
+            _current = None
+            return
+        with suppress(RuntimeError):  # no thread to be had now: the next request that has to wait starts it
+            service.start()
+
+
+def _after_fork_in_child() -> None:
+    global _current, _starting, _era
+    _era = numbers.current_era()
+    _starting = threading.RLock()
+    _current = None
+    _stations.clear()
+    polling.renew()
+
+
+def _renew_in_child() -> None:
+    """A fork that ran no hooks has been noted by the table; everything here is the parent's as well."""
+    if _era != numbers.current_era():
+        _after_fork_in_child()
+
+
+def _at_exit() -> None:
+    service = _current
+    if service is not None:
+        service.halt()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+atexit.register(_at_exit)
