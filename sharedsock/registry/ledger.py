@@ -13,11 +13,7 @@ the tickets it issued, and the claims it made (S-14). Whether a process lives is
 from __future__ import annotations
 
 import errno
-import hashlib
-import heapq
-import hmac
 import math
-from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 
@@ -25,7 +21,6 @@ from sharedsock.model.errors import (
     NotASocket,
     TicketAlreadyClaimed,
     TicketError,
-    TicketExpired,
     TicketInvalid,
     TicketLimit,
     from_errno,
@@ -35,7 +30,6 @@ from sharedsock.registry.page import CommonState
 from sharedsock.registry.records import (
     Answer,
     Effect,
-    Fate,
     Holding,
     Limits,
     Record,
@@ -43,9 +37,10 @@ from sharedsock.registry.records import (
     ReleaseCustody,
     ShowCommon,
     State,
-    Tombstone,
     remember,
 )
+from sharedsock.registry.tickets import Fate, TicketBook
+from sharedsock.registry.timers import Timers
 
 __all__ = ["Granted", "Ledger"]
 
@@ -70,18 +65,13 @@ class Ledger:
 
     def __init__(self, pepper: bytes = b"", limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self._pepper = pepper
+        self._tickets = TicketBook(pepper, self.limits.remembered)
+        self._timers = Timers()
         self._records: dict[SocketId, Record] = {}
         self._holdings: dict[HolderId, Holding] = {}
         self._of_process: dict[ProcessId, set[HolderId]] = {}
         self._targeted: dict[ProcessId, set[Reference]] = {}  # tickets and lends that end with a process
-        self._tickets: dict[int, Reference] = {}
-        self._secrets: dict[bytes, Reference] = {}
-        self._tombstones: OrderedDict[bytes, Tombstone] = OrderedDict()
-        self._acknowledged: OrderedDict[int, tuple[HolderId, DescriptorId]] = OrderedDict()
         self._names: dict[ProcessId, str] = {}
-        self._timers: list[tuple[float, int, Reference]] = []
-        self._timers_worth_pruning = 1024
         self._serial = 0
         self._free_slots: list[int] = []
         self._slots_used = 0
@@ -211,11 +201,10 @@ class Ledger:
         ticket = Reference(self._next(), record, State.ISSUED, holder, facts, since_s)
         if expires_s is None:
             expires_s = math.inf if target is not None else self.limits.claim_once_s
-        ticket.digest = self._digest(secret)
-        self._tickets[ticket.number] = self._secrets[ticket.digest] = ticket
+        self._tickets.add(ticket, secret)
         holding.tickets += 1
         self._aim(ticket, target)
-        self._timer(now + max(0.0, expires_s), ticket)
+        self._timers.set(ticket, now + max(0.0, expires_s))
         record.enter(ticket)
         self._settle(record)
         return ticket.number
@@ -235,12 +224,10 @@ class Ledger:
             TicketInvalid: unknown, expired, or issued by another holder.
             TicketError: already bound to another process.
         """
-        digest = self._digest(secret)
-        ticket = self._secrets.get(digest)
+        ticket = self._tickets.find(secret)
+        if ticket is None and self._tickets.is_used(secret):
+            return False
         if ticket is None or ticket.holder != holder:
-            stone = self._tombstones.get(digest)
-            if ticket is None and stone is not None and stone.fate is Fate.USED:
-                return False
             raise TicketInvalid("no such ticket")
         if ticket.state is State.CLAIMED:
             return False
@@ -249,7 +236,7 @@ class Ledger:
         if target is None:
             self._void(ticket)
         elif ticket.target is None:
-            ticket.due = math.inf
+            self._timers.set(ticket, math.inf)
             self._aim(ticket, target)
         return True
 
@@ -261,13 +248,12 @@ class Ledger:
             TicketAlreadyClaimed: claimed before, by the process that asks, or a claim-once ticket by whomever (DUP-3).
             TicketExpired: it was for this process, and its time is over.
         """
-        digest = self._digest(secret)
-        ticket = self._secrets.get(digest)
+        ticket = self._tickets.find(secret)
         if ticket is not None and ticket.due <= now and ticket.state is State.ISSUED:
             self._void(ticket, Fate.EXPIRED)
             ticket = None
-        if ticket is None or not hmac.compare_digest(ticket.digest, digest):
-            raise self._reason(digest, holder)
+        if ticket is None:
+            raise self._tickets.reason(secret, holder)
         if ticket.target is not None and ticket.target != holder.process:
             raise TicketInvalid("no such ticket")
         if ticket.state is State.CLAIMED:
@@ -287,9 +273,9 @@ class Ledger:
             TicketInvalid: no claim of this holder.
             NotASocket: this descriptor is known, and is one of another socket.
         """
-        if self._acknowledged.get(number) == (holder, descriptor.descriptor):
+        if self._tickets.is_acknowledged(number, holder, descriptor.descriptor):
             return
-        ticket = self._claim_of(holder, number)
+        ticket = self._tickets.claim_of(holder, number)
         record = ticket.record
         holding = self._holdings.get(holder)
         known = holding.descriptors.get(descriptor.descriptor) if holding is not None else None
@@ -299,7 +285,7 @@ class Ledger:
             self._check_room(holding)
             self._add_descriptor(record, holder, descriptor)
         self._bury(ticket, Fate.USED)
-        remember(self._acknowledged, number, (holder, descriptor.descriptor), self.limits.remembered)
+        self._tickets.note_acknowledged(number, holder, descriptor.descriptor)
         record.leave(ticket)
         self._effects.append(ReleaseCustody(number, last=False))
         self._settle(record)
@@ -310,13 +296,13 @@ class Ledger:
         Raises:
             TicketInvalid: no claim of this holder.
         """
-        ticket = self._claim_of(holder, number)
+        ticket = self._tickets.claim_of(holder, number)
         ticket.claimer = None
         self._reissue(ticket)
 
     def revoke(self, holder: HolderId, secret: bytes) -> bool:
         """Take an unclaimed ticket of this holder back; its reference goes. False: there is none such any more."""
-        ticket = self._secrets.get(self._digest(secret))
+        ticket = self._tickets.find(secret)
         if ticket is None or ticket.holder != holder or ticket.state is State.CLAIMED:
             return False
         self._void(ticket)
@@ -360,9 +346,8 @@ class Ledger:
 
     def disconnected(self, holder: HolderId) -> None:
         """A holder's channel ended. Its descriptors stay (its process may live); claims in flight go back."""
-        for ticket in self._tickets.values():
-            if ticket.state is State.CLAIMED and ticket.claimer == holder:
-                self._reissue(ticket)  # its claimer is remembered: it may still acknowledge through a new channel
+        for ticket in self._tickets.claimed_by(holder=holder):
+            self._reissue(ticket)  # its claimer is remembered: it may still acknowledge through a new channel
         holding = self._holdings.get(holder)
         if holding is not None and not holding.descriptors:
             holding.ended.clear()
@@ -380,17 +365,15 @@ class Ledger:
         holders = list(self._of_process.pop(process, ()))
         for holder in holders:
             self.reap_holder(holder)
-        for ticket in self._tickets.values():
-            if ticket.state is State.CLAIMED and ticket.claimer is not None and ticket.claimer.process == process:
-                self._reissue(ticket)
+        for ticket in self._tickets.claimed_by(process=process):
+            self._reissue(ticket)
         targeted = sorted(self._targeted.pop(process, ()), key=lambda reference: reference.number)
         for reference in targeted:
             if reference.state is State.LENT:
                 self._drop_lent(reference)
             else:
                 self._void(reference)
-        for digest in [d for d, stone in self._tombstones.items() if stone.target == process]:
-            del self._tombstones[digest]
+        self._tickets.forget_target(process)
         self._names.pop(process, None)
         return bool(holders or targeted)
 
@@ -404,10 +387,7 @@ class Ledger:
 
     def expire(self, now: float) -> None:
         """Do what is due: expired tickets go, closes that have waited long enough are LAST."""
-        while self._timers and self._timers[0][0] <= now:
-            due, _, reference = heapq.heappop(self._timers)
-            if reference.due != due:
-                continue
+        for reference in self._timers.take_due(now):
             if reference.record.pending is reference:
                 self._settle(reference.record, overdue=True)
             elif reference.state is State.ISSUED:
@@ -415,7 +395,7 @@ class Ledger:
 
     def next_deadline(self) -> float | None:
         """Return when `expire` has something to do next (it may turn out to be nothing), None: never."""
-        return self._timers[0][0] if self._timers else None
+        return self._timers.next_due()
 
     # -- introspection ----------------------------------------------------------------------------------------
 
@@ -460,9 +440,6 @@ class Ledger:
     def _next(self) -> int:
         self._serial += 1
         return self._serial
-
-    def _digest(self, secret: bytes) -> bytes:
-        return hashlib.sha256(self._pepper + secret).digest()
 
     def _check_room(self, holding: Holding | None) -> None:
         if holding is not None and len(holding.descriptors) + holding.lent >= self.limits.descriptors_per_holder:
@@ -536,28 +513,14 @@ class Ledger:
         if target is not None:
             self._targeted.setdefault(target, set()).add(reference)
 
-    def _claim_of(self, holder: HolderId, number: int) -> Reference:
-        ticket = self._tickets.get(number)
-        if ticket is None or ticket.claimer != holder:
-            raise TicketInvalid("no claim of this process")
-        return ticket
-
     def _reissue(self, ticket: Reference) -> None:
         ticket.state = State.ISSUED
-        self._timer(ticket.due, ticket)
-
-    def _reason(self, digest: bytes, holder: HolderId) -> TicketError:
-        stone = self._tombstones.get(digest)
-        if stone is None or (stone.target is not None and stone.target != holder.process):
-            return TicketInvalid("no such ticket")
-        if stone.fate is Fate.USED:
-            return TicketAlreadyClaimed("this ticket has been claimed; each yields one descriptor")
-        return TicketExpired("this ticket's time is over; ask the sharer for a new one")
+        self._timers.set(ticket, ticket.due)
 
     def _bury(self, ticket: Reference, fate: Fate | None) -> None:
-        """The ticket is no more; with a fate, its hash is remembered for the reason of a later refusal."""
-        del self._tickets[ticket.number], self._secrets[ticket.digest]
-        ticket.due = math.inf  # its timer, if one is running, means nothing any more
+        """The ticket is no more, and whoever asks for it may hear its fate; its reference is the caller's to drop."""
+        self._tickets.remove(ticket, fate)
+        self._timers.set(ticket, math.inf)
         aimed = self._targeted.get(ticket.target) if ticket.target is not None else None
         if aimed is not None and ticket.target is not None:
             aimed.discard(ticket)
@@ -565,8 +528,6 @@ class Ledger:
                 del self._targeted[ticket.target]
         self._holdings[ticket.holder].tickets -= 1
         self._forget_if_empty(ticket.holder)
-        if fate is not None:
-            remember(self._tombstones, ticket.digest, Tombstone(fate, ticket.target), self.limits.remembered)
 
     def _void(self, ticket: Reference, fate: Fate | None = None) -> None:
         """The ticket ends unclaimed. Custody closes like any closer: last or not, at once or after those before it.
@@ -584,22 +545,11 @@ class Ledger:
         self._effects.append(ReleaseCustody(ticket.number, last, record.common.linger_s if last else None))
         self._settle(record)
 
-    def _timer(self, due: float, reference: Reference) -> None:
-        reference.due = due
-        if due == math.inf:
-            return
-        heapq.heappush(self._timers, (due, self._next(), reference))
-        if len(self._timers) > self._timers_worth_pruning:
-            live = (State.ISSUED, State.CLOSING)
-            self._timers = [entry for entry in self._timers if entry[2].due == entry[0] and entry[2].state in live]
-            heapq.heapify(self._timers)
-            self._timers_worth_pruning = max(1024, 2 * len(self._timers))
-
     def _start_close(self, reference: Reference, state: State, due: float) -> None:
         record = reference.record
         record.close(reference, state)
         if record.pending is reference:
-            self._timer(due, reference)
+            self._timers.set(reference, due)
 
     def _tell(self, reference: Reference, *, last: bool) -> None:
         self._effects.extend(Answer(token, last) for token in reference.waiting)

@@ -169,6 +169,12 @@ class RegistryManager(managers.BaseManager):
         """
         no_proxies(typeid)
 
+    @property
+    def address(self) -> str:
+        """The path of the registry's socket; None until it is known."""
+        path: str = self._address
+        return path
+
     def get_server(self) -> LedgerServer:
         """Return a server for this process: bound now, serving from `serve_forever()` on."""
         self._check_initial()

@@ -25,7 +25,6 @@ from sharedsock.registry.page import SLOTS, CommonState
 __all__ = [
     "Answer",
     "Effect",
-    "Fate",
     "Holding",
     "Limits",
     "Record",
@@ -33,7 +32,6 @@ __all__ = [
     "ReleaseCustody",
     "ShowCommon",
     "State",
-    "Tombstone",
     "remember",
 ]
 
@@ -202,21 +200,6 @@ class Holding:
     lent: int = 0
     tickets: int = 0
     ended: OrderedDict[DescriptorId, None] = field(default_factory=OrderedDict)
-
-
-class Fate(Enum):
-    """Why a ticket is no more, for the answer to a late claim."""
-
-    USED = "used"
-    EXPIRED = "expired"
-
-
-@dataclass(frozen=True, slots=True)
-class Tombstone:
-    """A ticket that is no more, and the process that may know why (None: whoever knows the secret)."""
-
-    fate: Fate
-    target: ProcessId | None
 
 
 K = TypeVar("K")

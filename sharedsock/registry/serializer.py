@@ -21,7 +21,6 @@ from sharedsock.model.errors import RegistryGone
 from sharedsock.registry import runtime
 from sharedsock.registry.handshake import HOLDER_NONCE_SIZE, KEY_SIZE, ClientHandshake, HandshakeRefused
 from sharedsock.registry.messages import MAX_MESSAGE, Code, Message, decode, encode, error_of
-from sharedsock.registry.numbers import close_if_same
 from sharedsock.registry.server import Lifetime
 
 __all__ = ["SERIALIZER", "LedgerConnection", "LedgerListener", "directory_of", "key_of", "no_proxies"]
@@ -159,7 +158,7 @@ class LedgerConnection:
         """Close the connection. Doubled: no effect."""
         line, self._socket = self._socket, None
         if line is not None:
-            close_if_same(line.detach())
+            line.close()
 
     @property
     def closed(self) -> bool:

@@ -532,14 +532,14 @@ def test_ten_thousand_tickets_leave_nothing_behind() -> None:
         ledger.end_close(B, DescriptorId(number))
     assert ledger.references(S.socket) == 1
     assert len(ledger._timers) < 3000
-    assert len(ledger._tombstones) == ledger.limits.remembered
+    assert len(ledger._tickets._tombstones) == ledger.limits.remembered
     ledger.disconnected(B)
     assert B not in ledger._holdings
 
 
 def only_ticket(ledger: Ledger) -> int:
-    (number,) = ledger._tickets
-    return number
+    (ticket,) = ledger._tickets
+    return ticket.number
 
 
 # -- close --------------------------------------------------------------------------------------------------------

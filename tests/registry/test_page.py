@@ -26,8 +26,9 @@ def passed(writer: PageWriter) -> int:
 
 @pytest.mark.parametrize("linger_s", [None, 0, 1, 65_535, 2**32 - 1])
 def test_every_state_fits_one_word_and_comes_back(linger_s: int | None) -> None:
+    names = ("shut_receive", "shut_send", "reset_seen", "nonblocking")
     for flags in itertools.product([False, True], repeat=4):
-        state = CommonState(*flags, linger_s)
+        state = CommonState(**dict(zip(names, flags, strict=True)), linger_s=linger_s)
         assert 0 <= to_word(state) < 2**64
         assert from_word(to_word(state)) == state
 
