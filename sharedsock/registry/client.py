@@ -198,8 +198,11 @@ class Client(Link):
         return bool(self._call(Code.REVOKE, secret=_checked_secret(secret)).value)
 
     def begin_close(self, descriptor: DescriptorId) -> bool:
-        """Say that a drained descriptor closes; True: it is the last. The answer binds until `end_close` or
-        `cancel_close`, and may take until all others that are closing have ended (at most T_rpc)."""
+        """Say that a drained descriptor closes; True: it is the last.
+
+        The answer binds until `end_close` or `cancel_close`. While all others are closing it waits for them, for T_rpc
+        at most.
+        """
         return bool(self._call(Code.BEGIN_CLOSE, descriptor=descriptor).value)
 
     def end_close(self, descriptor: DescriptorId) -> None:

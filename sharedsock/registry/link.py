@@ -230,7 +230,7 @@ class Link:
 
         deadline = min(deadline, time.monotonic() + self.rpc_timeout_s)
         try:
-            connected = runtime.connect_to(self.runtime, max(0.001, deadline - time.monotonic()))
+            connected = runtime.connect_to(self.runtime, max(0.001, deadline - time.monotonic()), noted=True)
         except TimeoutError as error:
             raise self._gone("accepts no connection") from error
         except OSError as error:

@@ -35,6 +35,7 @@ from sharedsock.registry.numbers import borrowed, close_number, keep_number, kep
 
 __all__ = [
     "KEY_FILE",
+    "KEY_SIZE",
     "SOCKET_FILE",
     "TREE_VARIABLE",
     "acquire_start_lock",
@@ -357,11 +358,14 @@ def bind_listener(dir_fd: int, path: str) -> socket.socket:
     return listener
 
 
-def connect_to(path: str, timeout_s: float = 1.0) -> socket.socket:
+def connect_to(path: str, timeout_s: float = 1.0, *, noted: bool = False) -> socket.socket:
     """Connect to the registry of a runtime directory; return the nonblocking SEQPACKET channel.
 
     A connection may wait in a full backlog, at most `timeout_s`. Nothing has been said yet: that the other side is a
     registry of ours, SO_PEERCRED and the handshake have still to show.
+
+    Args:
+        noted: the number goes into `numbers`, so that a forked child has it closed; else that is the caller's business.
 
     Raises:
         FileNotFoundError, ConnectionRefusedError: no registry there.
@@ -371,7 +375,7 @@ def connect_to(path: str, timeout_s: float = 1.0) -> socket.socket:
 
     def connected(directory: int) -> socket.socket:
         with _reachable(directory, path) as name:
-            return _connected(name, timeout_s)
+            return _connected(name, timeout_s, noted)
 
     try:
         return in_directory(path, connected)
@@ -381,11 +385,11 @@ def connect_to(path: str, timeout_s: float = 1.0) -> socket.socket:
         raise with_winerror(error) from None
 
 
-def _connected(name: str, timeout_s: float) -> socket.socket:
+def _connected(name: str, timeout_s: float, noted: bool) -> socket.socket:
     deadline = time.monotonic() + timeout_s
     while True:
         left_s = max(0.001, deadline - time.monotonic())
-        channel = undivided(_new_channel)
+        channel = undivided(_new_noted_channel) if noted else _new_channel()
         try:
             # A nonblocking connect() of a Unix socket says EAGAIN when the backlog is full, and no event tells when it
             # is not. A blocking one waits, and SO_SNDTIMEO bounds it (unix(7), socket(7)).
@@ -414,7 +418,11 @@ class _Channel(socket.socket):
 
 
 def _new_channel() -> socket.socket:
-    channel = _Channel(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return _Channel(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _new_noted_channel() -> socket.socket:
+    channel = _new_channel()
     keep_number(channel.fileno())
     return channel
 

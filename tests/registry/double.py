@@ -35,7 +35,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 BOUND_S = 20.0
 T_DEAD_S = 0.1 * 4  # the catalogue's bound, under load
 T_EXIT_S = 1.0 * 4
-T_RESIDUE_S = 8.0  # longer than an unused registry waits for its first client
 
 
 def facts(descriptor: int) -> DescriptorFacts:
@@ -93,7 +92,7 @@ def tree(monkeypatch: Any, base: Any = None) -> Iterator[str]:
         for client in connect._clients.values():
             client.close()
         for pid in registries(path):
-            wait_ended(pid, T_RESIDUE_S)
+            wait_ended(pid, T_EXIT_S)
         assert not os.path.exists(path), "I6: the runtime directory is left"
     finally:
         for client in connect._clients.values():

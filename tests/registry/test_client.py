@@ -33,7 +33,6 @@ from sharedsock.registry.page import CommonState
 from tests.registry.double import (
     T_DEAD_S,
     T_EXIT_S,
-    T_RESIDUE_S,
     Script,
     end_registry,
     facts,
@@ -562,7 +561,7 @@ print(client.statistics().clients, flush=True)
         assert script.hear() == "1"
         assert script.finish() == 0
     for pid in registries(path):
-        wait_ended(pid, T_RESIDUE_S)
+        wait_ended(pid, T_EXIT_S)
 
 
 @pytest.mark.fault("F-116", "F-117")
@@ -588,7 +587,7 @@ print("exiting", flush=True)
         assert time.monotonic() - began < T_EXIT_S
         if registry == "hung":
             os.kill(pid, signal.SIGCONT)
-    wait_ended(pid, T_RESIDUE_S)
+    wait_ended(pid, T_EXIT_S)
     assert os.path.exists(path) == (registry == "dead"), "only a crash leaves its directory"
     if registry == "dead":
         remove_tree(path)

@@ -23,7 +23,6 @@ from tests.registry.double import (
     BOUND_S,
     ROOT,
     T_EXIT_S,
-    T_RESIDUE_S,
     Script,
     end_registry,
     facts,
@@ -119,7 +118,7 @@ def test_registry_is_current_inside_its_with_and_for_children(own_tree: str) -> 
     outer.close()
     assert connect.REGISTRY_VARIABLE not in os.environ
     for pid in (inner_pid, outer_pid):
-        wait_ended(pid, T_RESIDUE_S)
+        wait_ended(pid, T_EXIT_S)
     assert not os.path.exists(own_tree), "the default was not needed"
 
 
