@@ -302,6 +302,8 @@ class RegistryServer:
             pass
         except OSError:
             self._drop(channel)
+        except Exception:  # F-84: whatever it is, it met one peer; the others have nothing to do with it
+            self._drop(channel, "internal error")
 
     def _take(self, channel: Channel, received: Received) -> None:
         if received.sender is not None and received.sender != channel.pid:
