@@ -332,8 +332,12 @@ def test_a_hook_that_raises_stops_no_fork(pair: tuple[ss.SharedSocket, socket.so
             if reached == point:
                 raise KeyboardInterrupt
 
+        def use() -> str:
+            trace.hook = None
+            return use_of_ones_own()
+
         with hooked(stumble):
-            said = answer_of(in_child(lambda: (setattr(trace, "hook", None), use_of_ones_own())[1]))
+            said = answer_of(in_child(use))
     finally:
         sys.unraisablehook = before
     assert said == "'well'"

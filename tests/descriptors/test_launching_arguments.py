@@ -1,0 +1,480 @@
+"""Sockets among the arguments of a new process, under each start method: exactly one new reference, or none."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from typing import Any, Final
+
+import pytest
+
+import sharedsock as ss
+from sharedsock.descriptors import launching, sharing
+from sharedsock.testing import Actors
+from sharedsock.testing.commands import Belongings
+from sharedsock.testing.faults import ActorProbe, Fault, Kill
+from tests.descriptors.launched import (
+    Bag,
+    Child,
+    Fatal,
+    ForkedChild,
+    Holder,
+    Raising,
+    Slotted,
+    Unpicklable,
+    expect_closed,
+    in_pool,
+    say,
+    say_and_wait,
+    say_each,
+    say_of_the_bag,
+    say_whether_one,
+    share_from_worker,
+    take_from_pipe,
+    take_from_queue,
+)
+from tests.descriptors.sharers import hooked, is_open_for, wait_end_of, wait_until
+
+METHODS: Final = ("fork", "forkserver", "spawn")
+PICKLED: Final = ("forkserver", "spawn")
+JOIN_S: Final = 20.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def light_children(registry: ss.Registry) -> Iterator[None]:
+    """A spawned child imports the main program anew, which is pytest: have it import none. One fork server for all."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.descriptors.launched"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__spec__", None)
+        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
+        yield
+    ends: tuple[Any, ...] = forkserver._forkserver, resource_tracker._resource_tracker
+    for helper in ends:
+        helper._stop()  # the next module's environment is another, and the session's end wants to see nobody
+
+
+@pytest.fixture
+def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
+    left, peer = socket.socketpair()
+    peer.settimeout(JOIN_S)
+    with peer, ss.adopt(left) as ours:
+        yield ours, peer
+
+
+def context_of(method: str) -> Any:
+    return multiprocessing.get_context(method)
+
+
+def run(process: Any) -> int | None:
+    """Start a process, wait for its end, return its exit code."""
+    process.start()
+    return finish(process)
+
+
+def finish(process: Any) -> int | None:
+    process.join(JOIN_S)
+    status: int | None = process.exitcode
+    if status is None:
+        process.kill()
+        process.join()
+    process.close()
+    return status
+
+
+PLACES: Final[dict[str, Callable[[ss.SharedSocket], dict[str, Any]]]] = {
+    "argument": lambda shared: {"target": say, "args": (shared,)},
+    "keyword": lambda shared: {"target": say, "kwargs": {"shared": shared}},
+    "list": lambda shared: {"target": say_each, "args": ([1, [shared]],)},
+    "dict": lambda shared: {"target": say_each, "args": ({"deep": {"deeper": (shared,)}},)},
+    "deque": lambda shared: {"target": say_each, "args": (deque([shared]),)},
+    "partial": lambda shared: {"target": functools.partial(say, shared)},
+    "partial in a list": lambda shared: {"target": say_each, "args": ([functools.partial(say, shared=shared)],)},
+    "bound method": lambda shared: {"target": Holder(shared).say},
+    "object": lambda shared: {"target": say_each, "args": (Holder(shared),)},
+    "slots": lambda shared: {"target": say_each, "args": (Slotted(Slotted(shared)),)},
+    "container's attribute": lambda shared: {"target": say_of_the_bag, "args": (bag_with(shared),)},
+}
+
+
+def bag_with(shared: ss.SharedSocket) -> Bag:
+    bag = Bag([1, 2])
+    bag.shared = shared
+    return bag
+
+
+# -- F-89: exactly one ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F-89")
+@pytest.mark.rule("DUP-2", "REF-1", "EXIT-1")
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [
+        *(("fork", place) for place in PLACES),
+        *((method, place) for method in PICKLED for place in ("argument", "slots")),
+    ],
+)
+def test_a_socket_anywhere_in_the_arguments_is_one_new_reference(
+    pair: tuple[ss.SharedSocket, socket.socket], method: str, place: str
+) -> None:
+    """Wherever it lies, the child gets a descriptor of its own on the same socket, and gives it back by ending."""
+    ours, peer = pair
+    context = context_of(method)
+    assert run(context.Process(**PLACES[place](ours))) == 0
+    assert peer.recv(64) == b"2 1\n"
+    wait_until(lambda: ours.references() == 1, "the child's reference to go")
+    ours.sendall(b"still ours")
+    assert peer.recv(64) == b"still ours"
+
+
+@pytest.mark.fault("F-89")
+@pytest.mark.parametrize("kind", [Child, ForkedChild])
+def test_an_attribute_of_a_process_subclass(
+    pair: tuple[ss.SharedSocket, socket.socket], kind: Callable[[ss.SharedSocket], Any]
+) -> None:
+    """A class of the user's with its own run()."""
+    ours, peer = pair
+    assert run(kind(ours)) == 0
+    assert peer.recv(64) == b"2 1\n"
+    wait_until(lambda: ours.references() == 1, "the child's reference to go")
+
+
+@pytest.mark.fault("F-89")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_object_twice_is_the_same_object_there(
+    pair: tuple[ss.SharedSocket, socket.socket], method: str
+) -> None:
+    """As pickle keeps identity within one dump, so does the fork seam: one reference."""
+    ours, peer = pair
+    process = context_of(method).Process(target=say_whether_one, args=(ours, [ours, ours]))
+    assert run(process) == 0
+    assert peer.recv(64) == b"2 1"
+
+
+@pytest.mark.fault("F-89")
+@pytest.mark.parametrize("method", METHODS)
+def test_two_descriptors_of_one_socket_are_two_references(
+    pair: tuple[ss.SharedSocket, socket.socket], method: str
+) -> None:
+    """Each object is a descriptor; each child's descriptor is its own."""
+    ours, peer = pair
+    with ours.dup() as twin:
+        assert run(context_of(method).Process(target=say_each, args=(ours, [twin]))) == 0
+    said = b""
+    while said.count(b"\n") < 2:
+        said += peer.recv(64)
+    assert said == b"4 1\n4 1\n"
+
+
+# -- what becomes of the sharer ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F-89", "F-12")
+@pytest.mark.rule("DUP-12", "REF-5")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_sharer_may_close_at_once(pair: tuple[ss.SharedSocket, socket.socket], method: str) -> None:
+    """start() has returned: whatever the child has done by then, its reference is there."""
+    ours, peer = pair
+    process = context_of(method).Process(target=say_and_wait, args=(ours,))
+    process.start()
+    ours.close()
+    assert peer.recv(64) == b"1 1\n"
+    assert is_open_for(peer)
+    peer.sendall(b"!")
+    assert finish(process) == 0
+    wait_end_of(peer)
+
+
+def _start_child(has: Belongings, method: str) -> int:
+    process = context_of(method).Process(target=say_and_wait, args=(has["socket"],))
+    process.start()
+    pid: int = process.pid
+    return pid
+
+
+@pytest.mark.fault("F-89", "F-11")
+@pytest.mark.rule("DUP-12", "EXIT-1")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_sharer_may_die_before_the_child_runs(
+    registry: ss.Registry, actors: Actors, pair: tuple[ss.SharedSocket, socket.socket], method: str
+) -> None:
+    """The child's ticket is the child's: it redeems though nobody is left who could have asked."""
+    ours, peer = pair
+    (sharer,) = actors.share(ours, count=1)
+    ours.close()
+    child = sharer.do("call_with", _start_child, method)
+    sharer.kill()
+    assert peer.recv(64) in (b"1 1\n", b"2 1\n"), "the sharer's own reference may be there still"
+    wait_until(lambda: sum(n for _, n in registry.client.sockets()) == 1, "the sharer's reference to go")
+    peer.sendall(b"!")
+    wait_end_of(peer)
+    wait_until(lambda: not os.path.exists(f"/proc/{child}/fd/0") and not _is_running(child), "the child to end")
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+# -- launches that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F-89")
+@pytest.mark.parametrize("method", PICKLED)
+def test_arguments_that_cannot_be_pickled_leave_no_ticket(
+    pair: tuple[ss.SharedSocket, socket.socket], method: str
+) -> None:
+    """The socket's ticket was minted before the failure: it is revoked, and start() raises."""
+    ours, _ = pair
+    process = context_of(method).Process(target=say, args=(ours, Unpicklable()))
+    with pytest.raises(ValueError, match="not to be pickled"):
+        process.start()
+    assert ours.references() == 1
+
+
+@pytest.mark.fault("F-89", "F-07")
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
+def test_a_fork_that_fails_leaves_no_ticket(
+    pair: tuple[ss.SharedSocket, socket.socket], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """fork(2): EAGAIN, ENOMEM; the tickets minted for the child are revoked."""
+    ours, peer = pair
+
+    opened: list[int] = []
+    real_pipe = os.pipe
+
+    def pipe() -> tuple[int, int]:
+        ends = real_pipe()
+        opened.extend(ends)
+        return ends
+
+    def fork() -> int:
+        raise OSError(code, os.strerror(code))
+
+    process = context_of("fork").Process(target=say, args=(ours,))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fork", fork)
+        patch.setattr(os, "pipe", pipe)
+        with pytest.raises(OSError) as caught:
+            process.start()
+    for number in opened:  # multiprocessing's own, which it leaves open when the fork fails
+        os.close(number)
+    assert caught.value.errno == code
+    assert ours.references() == 1
+    assert "_bootstrap" not in vars(process)
+    assert run(process) == 0, "the same process object can be started later"
+    assert peer.recv(64) == b"2 1\n"
+
+
+@pytest.mark.fault("F-89", "F-18")
+@pytest.mark.rule("DUP-13")
+@pytest.mark.parametrize("method", PICKLED)
+@pytest.mark.parametrize("end", [Fatal, Raising])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_child_that_ends_while_it_unpickles_gives_the_reference_back(
+    pair: tuple[ss.SharedSocket, socket.socket], method: str, end: Callable[[], Any], order: str
+) -> None:
+    """Killed, or raising on import, before it has redeemed the ticket or after: nothing is left in either case."""
+    ours, _ = pair
+    arguments = (end(), ours) if order == "before" else (ours, end())
+    status = run(context_of(method).Process(target=say_each, args=arguments))
+    assert status == (3 if end is Fatal else 1)
+    wait_until(lambda: ours.references() == 1, "the child's reference to go")
+
+
+@pytest.mark.fault("F-89", "F-30")
+@pytest.mark.rule("DUP-13")
+@pytest.mark.parametrize("point", ["take.sent", "take.received", "take.wrapped", "take.acked"])
+def test_a_forked_child_killed_before_it_runs(pair: tuple[ss.SharedSocket, socket.socket], point: str) -> None:
+    """At each point of the redemption that happens before the target's first line."""
+    ours, peer = pair
+    probe = ActorProbe(lambda frame: None)
+    probe.arm(1, Fault(point, Kill()))
+    process = context_of("fork").Process(target=say, args=(ours,))
+    with hooked(probe):
+        process.start()
+    assert finish(process) == -9
+    wait_until(lambda: ours.references() == 1, "the child's reference to go")
+    assert is_open_for(peer)
+
+
+@pytest.mark.fault("F-89")
+def test_a_forked_child_that_cannot_redeem_says_so_and_ends(
+    pair: tuple[ss.SharedSocket, socket.socket], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its tickets are taken back behind its back: exit code 1, and why on stderr; the target does not run."""
+    ours, peer = pair
+    real = sharing.mint
+
+    def mint_and_spoil(descriptor: Any) -> bytes:
+        info = real(descriptor)
+        assert ss.revoke(info)
+        return info
+
+    monkeypatch.setattr(sharing, "mint", mint_and_spoil)
+    assert run(context_of("fork").Process(target=say, args=(ours,))) == 1
+    assert "TicketInvalid" in capfd.readouterr().err
+    assert ours.references() == 1
+    assert is_open_for(peer)
+
+
+@pytest.mark.fault("F-89")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_closed_socket_among_the_arguments(
+    pair: tuple[ss.SharedSocket, socket.socket], method: str, registry: ss.Registry
+) -> None:
+    """Pickled, it raises NotASocket, which says what to do; a fork passes on what it is: closed."""
+    ours, _ = pair
+    ours.close()
+    process = context_of(method).Process(target=expect_closed, args=(ours,))
+    if method == "fork":
+        assert run(process) == 0
+    else:
+        with pytest.raises(ss.NotASocket, match="ticket"):
+            process.start()
+    assert registry.client.sockets() == ()
+
+
+# -- the seam itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault("F-89")
+def test_the_seam_is_put_in_once() -> None:
+    """However often it is asked for, and also in the child of a fork in the middle of it."""
+    before = {launcher: vars(launcher)["_launch"] for launcher in launching._seams}
+    assert len(before) == 3
+    launching.install(ss.SharedSocket)
+    launching._installed = False
+    launching.install(ss.SharedSocket)
+    assert {launcher: vars(launcher)["_launch"] for launcher in launching._seams} == before
+
+
+@pytest.mark.fault("F-89")
+def test_the_search_runs_no_code_of_the_users(pair: tuple[ss.SharedSocket, socket.socket]) -> None:
+    """A proxy whose attributes are calls, a property, a cycle: looked at, not run."""
+    ours, peer = pair
+
+    class Nosy:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"asked for {name}")
+
+        @property
+        def value(self) -> Any:
+            raise AssertionError("a property was run")
+
+    cycle: list[Any] = [Nosy(), ours]
+    cycle.append(cycle)
+    process = context_of("fork").Process(target=lambda things: say(things[1]), args=(cycle,))
+    assert run(process) == 0
+    assert peer.recv(64) == b"2 1\n"
+
+
+@pytest.mark.fault("F-89")
+def test_a_closure_is_searched_where_nothing_is_pickled(pair: tuple[ss.SharedSocket, socket.socket]) -> None:
+    """fork takes closures, defaults and lambdas, which no pickle does."""
+    ours, peer = pair
+
+    def closure(other: Any = None, *, another: Any = [ours]) -> None:  # noqa: B006  # a default that holds a socket
+        assert another[0] is ours
+        say(ours)
+
+    assert run(context_of("fork").Process(target=closure)) == 0
+    assert peer.recv(64) == b"2 1\n"
+
+
+# -- tickets and pickles by other ways --------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("DUP-2", "DUP-12")
+@pytest.mark.parametrize("what", ["socket", "ticket"])
+@pytest.mark.parametrize("method", METHODS)
+def test_through_a_pipe(pair: tuple[ss.SharedSocket, socket.socket], method: str, what: str) -> None:
+    """conn.send(s) pickles at once: the sharer may close right after it."""
+    ours, peer = pair
+    context = context_of(method)
+    near, far = context.Pipe()
+    process = context.Process(target=take_from_pipe, args=(far,))
+    process.start()
+    with near, far:
+        near.send(ours if what == "socket" else ours.ticket())
+        ours.close()
+        assert peer.recv(64) == b"1 1\n"
+        assert finish(process) == 0
+    wait_end_of(peer)
+
+
+@pytest.mark.rule("DUP-2", "DUP-12")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_ticket_through_a_queue_survives_the_close(pair: tuple[ss.SharedSocket, socket.socket], method: str) -> None:
+    """A queue pickles later, in a thread of its own; the ticket was minted before the close."""
+    ours, peer = pair
+    context = context_of(method)
+    queue: Any = context.Queue()
+    process = context.Process(target=take_from_queue, args=(queue,))
+    process.start()
+    queue.put(ours.ticket())
+    ours.close()
+    assert peer.recv(64) == b"1 1\n"
+    assert finish(process) == 0
+    queue.close()
+    queue.join_thread()
+
+
+@pytest.mark.rule("DUP-2")
+@pytest.mark.fault("F-93")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_through_a_pool_of_daemonic_workers(pair: tuple[ss.SharedSocket, socket.socket], method: str) -> None:
+    """Arguments of a task: pickled by the pool's own thread, so a ticket."""
+    ours, peer = pair
+    with context_of(method).Pool(1) as pool:
+        assert pool.apply(in_pool, (ours.ticket(),)) == 1
+        assert peer.recv(64) == b"2 1\n"
+        assert pool.apply(in_pool, (ours,)) == 1, "without a close in between the socket itself will do"
+        assert peer.recv(64) == b"2 1\n"
+        assert ours.references() == 1
+        pool.close()
+        pool.join()
+
+
+@pytest.mark.rule("DUP-12")
+@pytest.mark.fault("F-93")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_daemonic_worker_shares_with_its_parent(registry: ss.Registry, method: str) -> None:
+    """Both of its ends are closed when the parent redeems: the ticket was all that was left."""
+    with context_of(method).Pool(1) as pool:
+        info, worker = pool.apply(share_from_worker)
+        assert worker != os.getpid()
+        with ss.fromshare(info) as redeemed:
+            assert redeemed.recv(32) == b"from the worker"
+            assert redeemed.recv(1) == b""
+        pool.close()
+        pool.join()
+
+
+def test_a_ticket_is_redeemed_by_hand_too(pair: tuple[ss.SharedSocket, socket.socket]) -> None:
+    """Ticket.redeem(), Ticket.revoke(): once, as its bytes; pickling it twice makes no second right."""
+    ours, _ = pair
+    ticket = ours.ticket()
+    data = pickle.dumps(ticket)
+    assert pickle.dumps(ticket) == data
+    with pickle.loads(data) as redeemed:
+        assert isinstance(redeemed, ss.SharedSocket)
+        for again in (ticket.redeem, lambda: pickle.loads(data)):
+            with pytest.raises(ss.TicketAlreadyClaimed):
+                again()
+        assert not ticket.revoke()
+    other = ours.ticket()
+    assert other.revoke()
+    with pytest.raises(ss.TicketInvalid):
+        other.redeem()
