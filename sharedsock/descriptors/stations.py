@@ -162,7 +162,7 @@ class Station:
         if self._losses % _LOSSES == 1:
             if self._losses > 1 and monotonic() - self._lost_at_s < _LOSSES * _SPIN_S:
                 self._pause()
-            self._lost_at_s = monotonic()
+            self._lost_at_s = self.retry_at_s or monotonic()
 
     def _pause(self) -> None:
         self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)

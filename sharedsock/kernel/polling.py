@@ -71,11 +71,9 @@ class PollSet(WaitSet):
             with numbers.gate:
                 self._epoll = system.make_epoll()
                 self.number = numbers.own(self._epoll.fileno())
-            self.poll = self._epoll.poll
             self._epoll.register(self.bell.number, READABLE)
         except OSError:
             self._epoll = None
-            self.poll = self._poll_afresh
 
     def add(self, number: int, mask: int) -> None:
         """Begin to watch a number.
@@ -115,7 +113,7 @@ class PollSet(WaitSet):
     def wait(self, timeout_s: float | None) -> list[tuple[int, int]]:
         """Wait for a number, the bell or the end of the time; return (number, events), without the bell."""
         ready = []
-        for number, events in self.poll(timeout_s, -1):
+        for number, events in self._poll(timeout_s) if self._epoll is None else self._epoll.poll(timeout_s):
             if number == self.bell.number:
                 self.bell.silence()
             else:
@@ -126,7 +124,7 @@ class PollSet(WaitSet):
         if self._epoll is None:
             self.bell.signal()
 
-    def _poll_afresh(self, timeout_s: float | None, _most: int) -> list[tuple[int, int]]:
+    def _poll(self, timeout_s: float | None) -> list[tuple[int, int]]:
         poll = system.make_poll()
         poll.register(self.bell.number, READABLE)
         for number, mask in tuple(self._masks.items()):
