@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sharedsock.descriptors import options
-from sharedsock.kernel import numbers, operations, sockets, waiting
+from sharedsock.kernel import numbers, operations, sockets
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone
 from sharedsock.model.identity import Holder, Statistics
@@ -149,7 +149,6 @@ def _after_in_parent() -> None:
 
 def _after_in_child() -> None:
     numbers.drop_inherited()
-    waiting.renew_lock()
     sockets.forget_retiring()
     connect.after_fork_in_child()
     _abandoned.clear()
