@@ -30,7 +30,7 @@ __all__ = ["Request", "Station"]
 # So many events in a row that came to nothing, faster than this each: a condition poll reports and the call does not
 # see (a queued error message, a hang-up before a connect). Then the station is looked at by the clock for a while.
 _LOSSES: Final = 16
-_SPIN_S: Final = 0.0002
+_SPIN_S: Final = 0.001
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.02
 
