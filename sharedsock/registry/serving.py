@@ -1,8 +1,9 @@
 """THE LOOP around one ledger: connections, deaths, requests and time, in one thread (S-12).
 
-It never blocks for a peer. In each pass deaths come first, so that a request meets the truth, then requests, a bounded
-number of each peer's, then time. What the ledger decides beyond a reply (late answers, custody, the page) is carried
-out before the reply goes. An unexpected exception fails the request that met it, not the registry (F-84).
+It never blocks for a peer. In each pass deaths come first, so that a request meets the truth, then requests, one of
+each peer's (it mostly has one: looking for a second costs as much as the next pass), then time. What the ledger
+decides beyond a reply (late answers, custody, the page) is carried out before the reply goes. An unexpected exception
+fails the request that met it, not the registry (F-84).
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from sharedsock.registry.requests import Asked, Asker, Reply, answer
 
 __all__ = ["RegistryServer"]
 
-_BATCH: Final = 16  # requests of one peer before the next one's turn
 _SUSPECT_S: Final = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
 
 
@@ -285,17 +285,15 @@ class RegistryServer:
         try:
             if mask & selectors.EVENT_WRITE and not channel.closed and not channel.flush():
                 self._writable(channel, wanted=False)
-            for _ in range(_BATCH if mask & selectors.EVENT_READ else 0):
-                if channel.closed or channel.closing:
-                    break
+            if mask & selectors.EVENT_READ and not channel.closed and not channel.closing:
                 received = channel.receive()
                 if received is None:
                     self._drop(channel)
-                    break
-                try:
-                    self._take(channel, received)
-                finally:
-                    received.close()
+                else:
+                    try:
+                        self._take(channel, received)
+                    finally:
+                        received.close()
             if channel.closing and not channel.queued:
                 self._drop(channel)
         except BlockingIOError:

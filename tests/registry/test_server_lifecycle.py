@@ -275,7 +275,7 @@ def test_a_client_that_comes_and_leaves_in_one_pass_was_here(tmp_path: Path) -> 
         handshake = ClientHandshake(Stepped.KEY, b"n" * 16)
         peer.send_raw(handshake.answer(peer.receive_raw()))
         peer.close()
-        registry.step()
+        registry.settle()
         assert registry.server.client_count() == 0
         registry.pass_time(0.29)
         assert registry.ends == 0
