@@ -116,8 +116,8 @@ def perform(
     waiter: Waiter = [kind, time(), get_ident()]
     key = id(waiter)
     waiters = kernel.waiters
-    waiters[key] = waiter
     try:
+        waiters[key] = waiter
         if trace.hook is not None:
             trace.hit("op.enter", number=kernel.number, kind=kind)
         if kernel.aborted is not None:
@@ -287,9 +287,9 @@ def _connect_to_full_backlog(kernel: KernelSocket, address: Any, timeout_s: floa
     deadline = None if timeout_s is None else monotonic() + timeout_s
     waiter: Waiter = ["connect", time(), get_ident()]
     key = id(waiter)
-    kernel.waiters[key] = waiter
     interval_s = _FIRST_PAUSE_S
     try:
+        kernel.waiters[key] = waiter
         while True:
             if trace.hook is not None:
                 trace.hit("op.waiting", number=kernel.number, kind="connect")

@@ -109,7 +109,8 @@ class KernelSocket(_socket.socket):
         try:
             with numbers.gate:
                 super().__init__(family, type, proto, fileno)
-                self.number = numbers.own(_socket.socket.fileno(self))
+                self.number = _socket.socket.fileno(self)
+                numbers.own(self.number)
             self.settimeout(0.0)  # O_NONBLOCK, and the C methods never wait by themselves
             self.slot = numbers.slot_of(self.number)
             self.aborted: str | None = None
@@ -262,10 +263,6 @@ def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
     with numbers.gate:
         if kernel.is_buried:
             return None
-        try:
-            dead = _require_dead_file(kernel.family)
-        except OSError:  # closed behind our back, and the table is full: the waker answers ENOTSOCK, which does as well
-            dead = kernel.waker.number
         if keep:
             try:
                 kept = numbers.own(system.duplicate(kernel.number))
@@ -273,6 +270,11 @@ def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
                 if error.errno in (errno.EMFILE, errno.ENFILE) and numbers.spend_reserve():
                     with suppress(OSError):  # another thread took the number: the kernel's rule ends the socket
                         kept = numbers.own(system.duplicate(kernel.number))
+        # Last, so that no number of ours can move under it.
+        try:
+            dead = _require_dead_file(kernel.family)
+        except OSError:  # closed behind our back, and the table is full: the waker answers ENOTSOCK, which does as well
+            dead = kernel.waker.number
         kernel.is_buried = True
         _retiring[id(kernel)] = kernel.number
         system.dup2(dead, kernel.number)

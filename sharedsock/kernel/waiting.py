@@ -44,7 +44,8 @@ class WaitSet:
         with numbers.gate:
             epoll: Any = system.make_epoll()
             self._epoll = epoll
-            self.number = numbers.own(epoll.fileno())
+            self.number = epoll.fileno()
+            numbers.own(self.number)
         self.poll = epoll.poll
         epoll.register(kernel.waker.number, select.EPOLLIN)
         epoll.register(kernel.number, (select.EPOLLIN, select.EPOLLOUT)[direction])
@@ -55,7 +56,7 @@ class WaitSet:
             self._epoll.unregister(number)
 
     def __del__(self) -> None:
-        if self.number < 0:  # no set could be had
+        if getattr(self, "number", -1) < 0:  # no set could be had, or an interrupt came before it
             return
         if not numbers.release(self.number, self._era, self._epoll.close):
             _keep_for_ever.append(self._epoll)

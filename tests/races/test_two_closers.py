@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sharedsock.kernel import operations, sockets
+from sharedsock.kernel import numbers, operations, sockets, waiting
 from sharedsock.kernel.operations import READ
 from sharedsock.model.errors import NotASocket, OperationAborted
 from sharedsock.testing.observation import thread_facts
@@ -59,7 +59,7 @@ def test_the_second_closer_comes_when_the_first_is_held(pair: Pair, monkeypatch:
     kernel = kinds.adopt(pair.local)
     blocked = stage.blocked(kernel, RECV)
     held, go = threading.Event(), threading.Event()
-    wake = sockets.waiting.unregister
+    wake = waiting.unregister
 
     def unregister(kernel: sockets.KernelSocket) -> None:
         if threading.current_thread().name == "caller":
@@ -67,7 +67,7 @@ def test_the_second_closer_comes_when_the_first_is_held(pair: Pair, monkeypatch:
             assert go.wait(stage.PATIENCE_S)
         wake(kernel)
 
-    monkeypatch.setattr(sockets.waiting, "unregister", unregister)
+    monkeypatch.setattr(waiting, "unregister", unregister)
     first = stage.Call(kinds.close, kernel)
     assert held.wait(stage.PATIENCE_S)
     kinds.close(kernel)
@@ -157,7 +157,7 @@ def test_a_destructor_closes_while_another_thread_waits(pair: Pair, way: str) ->
 def test_a_destructor_closes_on_top_of_a_close(pair: Pair) -> None:
     """Collected while this thread holds the gate: the lock lets its own thread in."""
     kernel = kinds.adopt(pair.local)
-    with sockets.numbers.gate:
+    with numbers.gate:
         _Owner(kernel)
         gc.collect()
     kinds.close(kernel)
