@@ -1,14 +1,9 @@
-"""WHERE A REGISTRY LIVES: its runtime directory, the key and lock files in it, and its address.
+"""WHERE A REGISTRY LIVES: the locks and the address in its runtime directory (see directory.py), and all names at once.
 
     s            the registry's socket: AF_UNIX SOCK_SEQPACKET, a path, 0600; never abstract, never TCP (S-01, S-03)
     key          32 random bytes, 0600, redrawn at each start of a registry (S-06)
     start.lock   flock: held by whoever starts the registry, and by a registry that removes the directory (rule 15)
     alive.lock   flock: held by the registry process for its life; the kernel gives it back, however it dies
-
-The directory has 128 random bits in its name, drawn once per tree of processes and inherited in SHAREDSOCK_TREE, so
-that siblings which never shared before agree on it. It is made by mkdir 0700 at first use. Every use goes through
-`open_directory`, which opens without following a link and then looks at what it has opened: a real directory, ours,
-closed to others (S-02, F-112). Files in it are reached through that number, never through the path again.
 
 Whoever waits for a lock checks, once it has it, that the name still means the same file: a registry that ends unlinks
 the locks before it gives them back. The numbers this file opens are known to `numbers`, so that a forked child can
@@ -22,16 +17,31 @@ import errno
 import os
 import select
 import socket
-import stat
 import struct
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Final, TypeVar
+from collections.abc import Iterator
+from typing import Final
 
 from sharedsock.model import trace
 from sharedsock.model.errors import from_errno, with_winerror
-from sharedsock.registry.numbers import borrowed, close_number, keep_number, kept, undivided
+from sharedsock.registry.directory import (
+    ALIVE_LOCK,
+    FILE_FLAGS,
+    KEY_FILE,
+    KEY_SIZE,
+    SOCKET_FILE,
+    START_LOCK,
+    TREE_VARIABLE,
+    in_directory,
+    make_directory,
+    new_directory_name,
+    open_directory,
+    read_key,
+    remove_directory,
+    tree_directory,
+    write_key,
+)
+from sharedsock.registry.numbers import close_number, keep_number, kept, undivided
 
 __all__ = [
     "KEY_FILE",
@@ -56,132 +66,10 @@ __all__ = [
     "write_key",
 ]
 
-T = TypeVar("T")
-TREE_VARIABLE: Final = "SHAREDSOCK_TREE"
-SOCKET_FILE: Final = "s"
-KEY_FILE: Final = "key"
-START_LOCK: Final = "start.lock"
-ALIVE_LOCK: Final = "alive.lock"
-KEY_SIZE: Final = 32
 _PATH_LIMIT: Final = 107  # sun_path, less its final zero byte; Linux takes 108 without it, others do not
 _DETOUR = "/proc/self/fd/{}"
 _BACKLOG: Final = 1024
 _TIMEVAL: Final = struct.Struct("ll")
-_DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_FILE_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-# -- the directory ------------------------------------------------------------------------------------------------
-
-
-def tree_directory() -> str:
-    """Return the path of this tree's runtime directory, drawing its name if no ancestor has."""
-    name = os.environ.get(TREE_VARIABLE)
-    if name is None or not os.path.isabs(name):
-        name = new_directory_name()
-        os.environ[TREE_VARIABLE] = name
-    return name
-
-
-def new_directory_name() -> str:
-    """Return a path that nobody can guess: $XDG_RUNTIME_DIR if it is ours and 0700, else the temporary directory."""
-    return os.path.join(_base(), "sharedsock-" + os.urandom(16).hex())
-
-
-def _base() -> str:
-    preferred = os.environ.get("XDG_RUNTIME_DIR", "")
-    if os.path.isabs(preferred) and _is_private(preferred) and os.access(preferred, os.W_OK | os.X_OK):
-        return preferred
-    # As tempfile.gettempdir() chooses; importing tempfile would cost more than the rest of this room (P16).
-    for name in (os.environ.get("TMPDIR"), os.environ.get("TEMP"), os.environ.get("TMP"), "/tmp", "/var/tmp"):
-        if name and os.path.isabs(name) and os.path.isdir(name) and os.access(name, os.W_OK | os.X_OK):
-            return name
-    return os.getcwd()
-
-
-def _is_private(path: str) -> bool:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & 0o077 == 0
-
-
-def open_directory(path: str) -> int:
-    """Open a runtime directory; return its number (close-on-exec). Nothing in it has been used yet.
-
-    Raises:
-        FileNotFoundError: there is none.
-        PermissionError: a link, no directory, another user's, or open to others (S-02).
-    """
-    try:
-        number = os.open(path.rstrip("/") or "/", _DIRECTORY_FLAGS)  # "name/" would follow a link
-    except OSError as error:
-        raise _refused(error, path) from None
-    try:
-        _check_directory(number, path)
-        return number
-    except BaseException:
-        os.close(number)
-        raise
-
-
-def in_directory(path: str, work: Callable[[int], T]) -> T:
-    """Do work with the number of a verified runtime directory, which is closed after it, whatever interrupts."""
-
-    def verified(number: int) -> T:
-        _check_directory(number, path)
-        return work(number)
-
-    try:
-        return borrowed(partial(os.open, path.rstrip("/") or "/", _DIRECTORY_FLAGS), verified)
-    except OSError as error:
-        raise _refused(error, path) from error.__cause__
-
-
-def _refused(error: OSError, path: str) -> OSError:
-    if error.errno in (errno.ENOTDIR, errno.ELOOP):
-        return from_errno(errno.EACCES, f"{path} is no directory of ours; set {TREE_VARIABLE}")
-    return with_winerror(error)
-
-
-def _check_directory(number: int, path: str) -> None:
-    found = os.fstat(number)
-    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
-        raise from_errno(errno.EACCES, f"{path} belongs to another user or is open to others: it must be ours, 0700")
-
-
-def make_directory(path: str) -> int:
-    """Open a runtime directory as `open_directory` does, making it (0700) if there is none; return its number."""
-    for _ in range(8):  # an ending registry may remove what we have just found
-        with contextlib.suppress(FileExistsError):
-            try:
-                os.mkdir(path, 0o700)
-            except FileNotFoundError:  # the base itself went away
-                raise from_errno(errno.ENOENT, f"no directory to make {path} in") from None
-            except OSError as error:
-                if error.errno != errno.EEXIST:
-                    raise with_winerror(error) from None
-        with contextlib.suppress(FileNotFoundError):
-            return open_directory(path)
-    raise from_errno(errno.ENOENT, f"{path} is removed again and again")
-
-
-def remove_directory(path: str, dir_fd: int) -> None:
-    """Remove a runtime directory and what is in it, the locks last. The caller holds both locks (S-03).
-
-    A starter that opened `start.lock` meanwhile finds another inode behind the name, or none, and begins anew; one that
-    has made a new `start.lock` in here keeps the directory: the rmdir finds it not empty and leaves it.
-    """
-    names = [SOCKET_FILE, KEY_FILE]
-    with contextlib.suppress(OSError):
-        names += [name for name in os.listdir(dir_fd) if name not in (START_LOCK, ALIVE_LOCK, *names)]
-    for name in (*names, ALIVE_LOCK, START_LOCK):
-        with contextlib.suppress(OSError):  # gone already, or a directory nobody of us made
-            os.unlink(name, dir_fd=dir_fd)
-    with contextlib.suppress(OSError):
-        if os.path.samestat(os.fstat(dir_fd), os.lstat(path)):
-            os.rmdir(path)
 
 
 # -- locks --------------------------------------------------------------------------------------------------------
@@ -206,7 +94,7 @@ def is_alive(dir_fd: int) -> bool:
     import fcntl
 
     try:
-        number = os.open(ALIVE_LOCK, os.O_RDWR | _FILE_FLAGS, dir_fd=dir_fd)
+        number = os.open(ALIVE_LOCK, os.O_RDWR | FILE_FLAGS, dir_fd=dir_fd)
     except FileNotFoundError:
         return False
     try:
@@ -221,7 +109,7 @@ def is_alive(dir_fd: int) -> bool:
 def _try_lock(dir_fd: int, name: str) -> int | None:
     import fcntl
 
-    number = kept(lambda: os.open(name, os.O_RDWR | os.O_CREAT | _FILE_FLAGS, 0o600, dir_fd=dir_fd))
+    number = kept(lambda: os.open(name, os.O_RDWR | os.O_CREAT | FILE_FLAGS, 0o600, dir_fd=dir_fd))
     try:
         fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.path.samestat(os.fstat(number), os.stat(name, dir_fd=dir_fd, follow_symlinks=False)):
@@ -278,52 +166,6 @@ def acquire_start_lock(path: str, timeout_s: float) -> tuple[int, int]:
             raise from_errno(errno.ETIMEDOUT, f"another process has held the start lock of {path} for {timeout_s} s")
         select.poll().poll(interval_ms)
         interval_ms = min(20, interval_ms * 2)
-
-
-# -- the key ------------------------------------------------------------------------------------------------------
-
-
-def write_key(dir_fd: int) -> bytes:
-    """Draw a key, write it to its 0600 file in one step (readers see the old one or the new one), and return it."""
-    key = os.urandom(KEY_SIZE)
-    draft = f"{KEY_FILE}.{os.urandom(8).hex()}"
-    number = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FILE_FLAGS, 0o600, dir_fd=dir_fd)
-    try:
-        try:
-            os.fchmod(number, 0o600)
-            if os.write(number, key) != KEY_SIZE:
-                raise from_errno(errno.ENOSPC, "no room for the registry's key file")
-        finally:
-            os.close(number)
-        os.rename(draft, KEY_FILE, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(draft, dir_fd=dir_fd)
-        raise
-    return key
-
-
-def read_key(dir_fd: int) -> bytes:
-    """Return the 32 bytes of the key file.
-
-    Raises:
-        FileNotFoundError: no registry has started here.
-        PermissionError: not a plain file of ours that others cannot read, or not 32 bytes long (F-112).
-    """
-    try:
-        return borrowed(partial(os.open, KEY_FILE, os.O_RDONLY | os.O_NONBLOCK | _FILE_FLAGS, dir_fd=dir_fd), _read_key)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise from_errno(errno.EACCES, "the registry's key file is a link") from None
-        raise with_winerror(error) from None
-
-
-def _read_key(number: int) -> bytes:
-    found = os.fstat(number)
-    private = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o077 == 0
-    if private and found.st_uid == os.geteuid() and found.st_size == KEY_SIZE:
-        return os.read(number, KEY_SIZE)
-    raise from_errno(errno.EACCES, "the registry's key file must be a plain file of ours, mode 0600, 32 bytes")
 
 
 # -- the address --------------------------------------------------------------------------------------------------
@@ -450,6 +292,3 @@ def _reachable(dir_fd: int, path: str) -> Iterator[str]:
             os.unlink(short)
         return
     raise from_errno(errno.ENAMETOOLONG, f"the address {plain} is longer than {_PATH_LIMIT} bytes: set XDG_RUNTIME_DIR")
-
-
-tree_directory()
