@@ -19,6 +19,7 @@ import selectors
 from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from selectors import EVENT_READ, EVENT_WRITE, SelectorKey
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import ref
 
@@ -209,7 +210,7 @@ class Selector(selectors.BaseSelector):
         # When each key was entered, in steps: an event reported for a number may be its former bearer's.
         self._entered: dict[int, int] = {}
         self._steps = itertools.count(1)
-        self._map = _Keys(self)
+        self._lost = 0
         self._polls = _Polls(self)
         self._is_open = True
 
@@ -288,15 +289,30 @@ class Selector(selectors.BaseSelector):
             timeout: seconds; None waits for ever, 0 or less only looks.
         """
         self._require_open()
+        polls, lost = self._polls, self._lost
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            ready = self._look(polls, timeout)
+            if ready or self._lost != lost or not self._is_open:
+                return ready
+            if deadline is not None:
+                timeout = deadline - monotonic()
+                if timeout <= 0:
+                    return ready
+
+    def _look(self, polls: _Polls, timeout_s: float | None) -> list[tuple[SelectorKey, int]]:
+        """Wait once; nothing is ready as well when the bell has told of a change."""
         began = next(self._steps)
         kept = [number for number, kernel in self._kernels.items() if kernel.kept] if self._has_kept() else []
-        if timeout is not None:
-            timeout = max(math.ceil(timeout * 1e3) * 1e-3, 0.0)
+        if timeout_s is not None:
+            timeout_s = 0.0 if kept else max(math.ceil(timeout_s * 1e3) * 1e-3, 0.0)
+        elif kept:
+            timeout_s = 0.0
         if trace.hook is not None:
-            trace.hit("op.waiting", number=self._polls.number, kind="select")
-        events = dict(self._polls.wait(0.0 if kept else timeout))
+            trace.hit("op.waiting", number=polls.number, kind="select")
+        events = dict(polls.wait(timeout_s))
         if trace.hook is not None:
-            trace.hit("op.ready", number=self._polls.number, kind="select")
+            trace.hit("op.ready", number=polls.number, kind="select")
         for number in kept:
             events[number] = events.get(number, 0) | polling.READABLE
         ready = []
@@ -324,7 +340,7 @@ class Selector(selectors.BaseSelector):
 
     def get_map(self) -> Mapping[Any, SelectorKey]:
         """Return a live mapping of file objects to keys; None once closed."""
-        return self._map if self._is_open else None  # type: ignore[return-value]  # as in the standard library
+        return _Keys(self) if self._is_open else None  # type: ignore[return-value]  # as in the standard library
 
     def fileno(self) -> int:
         """Return the number of the epoll set, ready when `select` is; -1 where there is none."""
@@ -385,6 +401,7 @@ class Selector(selectors.BaseSelector):
         if self._kernels.pop(number, None) is not None:
             self._keys.pop(number, None)
             self._entered.pop(number, None)
+            self._lost += 1
             self._polls.bell.signal()
 
 

@@ -160,13 +160,14 @@ class Station:
             return
         self._losses += 1
         if self._losses % _LOSSES == 1:
-            if self._losses > 1 and monotonic() - self._lost_at_s < _LOSSES * _SPIN_S:
-                self._pause()
-            self._lost_at_s = self.retry_at_s or monotonic()
+            now_s = monotonic()
+            has_spun = self._losses > 1 and now_s - self._lost_at_s < _LOSSES * _SPIN_S
+            self._lost_at_s = self._pause() if has_spun else now_s
 
-    def _pause(self) -> None:
+    def _pause(self) -> float:
         self._pause_s = min(max(self._pause_s * 2, _FIRST_PAUSE_S), _LONGEST_PAUSE_S)
         self.retry_at_s = monotonic() + self._pause_s
+        return self.retry_at_s
 
     def _arm(self, service: Service | None) -> None:
         """Have the set watch what the heads wait for."""
