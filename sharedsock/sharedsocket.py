@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sharedsock.descriptors import closing, launching, options, service, sharing, table, transfer
@@ -44,6 +45,12 @@ __all__ = [
     "statistics",
 ]
 
+
+class _Unflagged(int):
+    """The flags of a caller who gave none; MSG_DONTWAIT from a caller is an equal number, and another object."""
+
+
+_UNFLAGGED: Final = _Unflagged(DONTWAIT)
 _SEND_FLAGS: Final = DONTWAIT | NOSIGNAL
 _NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
 
@@ -296,7 +303,8 @@ class SharedSocket(socket.socket):
         number = closing.forget(self._descriptor)
         self._closed = True
         if number >= 0:
-            os.set_blocking(number, timeout_s is None)
+            with suppress(OSError):  # EBADF: closed behind our back; the number is all there is to give
+                os.set_blocking(number, timeout_s is None)
         return number
 
     def __del__(self) -> None:
@@ -341,7 +349,7 @@ class SharedSocket(socket.socket):
 
     # -- receiving -------------------------------------------------------------------------------------------
 
-    def recv(self, bufsize: int, flags: int = DONTWAIT, /) -> bytes:
+    def recv(self, bufsize: int, flags: int = _UNFLAGGED, /) -> bytes:
         """Receive at most `bufsize` bytes; b"" on a stream only ever means the peer's FIN.
 
         Raises:
@@ -353,7 +361,9 @@ class SharedSocket(socket.socket):
         """
         # The two hot paths, each line measured: data is ready (a frame and a system call), and a conversation, where
         # each receive waits (two frames). All that is rare goes to transfer.receive.
-        if flags is not DONTWAIT:
+        now = 0
+        if flags is not _UNFLAGGED:
+            now = flags & DONTWAIT
             flags |= DONTWAIT
         has_tried = False
         try:
@@ -368,8 +378,10 @@ class SharedSocket(socket.socket):
             raise transfer.settle(self._descriptor, self._kernel, error) from None
         descriptor = self._descriptor
         kernel = descriptor.kernel
-        if kernel.kept or descriptor.local.shut_receive or not here:
-            data = transfer.receive(descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried)
+        if kernel.kept or descriptor.local.shut_receive or not here or now:
+            data = transfer.receive(
+                descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried, now
+            )
         else:
             try:
                 data = operations.perform(
@@ -407,6 +419,7 @@ class SharedSocket(socket.socket):
                 lambda count: Kept(bytes(view[:count])),
                 give,
                 limit,
+                now=flags & DONTWAIT,
             )
         if not count and limit:
             options.verdict_on_empty(self._descriptor)
@@ -422,6 +435,7 @@ class SharedSocket(socket.socket):
             lambda result: Kept(*result),
             lambda kept: (kept.data, kept.address),
             bufsize,
+            now=flags & DONTWAIT,
         )
         if not data and bufsize:
             options.verdict_on_empty(self._descriptor)
@@ -449,6 +463,7 @@ class SharedSocket(socket.socket):
                 lambda result: Kept(bytes(view[: result[0]]), result[1]),
                 give,
                 limit,
+                now=flags & DONTWAIT,
             )
         if not count and limit:
             options.verdict_on_empty(self._descriptor)
@@ -464,6 +479,7 @@ class SharedSocket(socket.socket):
             lambda result: Kept(result[0], result[3], tuple(result[1]), result[2]),
             lambda kept: (kept.data, list(kept.ancillary), kept.flags, kept.address),
             bufsize,
+            now=flags & DONTWAIT,
         )
         if not data and bufsize and not ancillary:
             options.verdict_on_empty(self._descriptor)
@@ -497,6 +513,7 @@ class SharedSocket(socket.socket):
             keep,
             give,
             limit,
+            now=flags & DONTWAIT,
         )
         if not count and limit and not ancillary:
             options.verdict_on_empty(self._descriptor)
@@ -517,8 +534,9 @@ class SharedSocket(socket.socket):
         if here:
             try:
                 return kernel.send(data, flags | _SEND_FLAGS)
-            except BlockingIOError:
-                pass
+            except BlockingIOError as error:
+                if flags & DONTWAIT:
+                    raise with_winerror(error) from None
             except OSError as error:
                 raise transfer.settle(self._descriptor, kernel, error) from None
         has_tried = bool(here)
@@ -538,7 +556,7 @@ class SharedSocket(socket.socket):
             try:
                 sent = kernel.send(data, flags | _SEND_FLAGS)
             except BlockingIOError as error:
-                if self._descriptor.timeout_s == 0:
+                if self._descriptor.timeout_s == 0 or flags & DONTWAIT:
                     raise with_winerror(error) from None
             except OSError as error:
                 raise transfer.settle(self._descriptor, kernel, error) from None
@@ -546,21 +564,22 @@ class SharedSocket(socket.socket):
                 return
         with memoryview(data) as whole, whole.cast("B") as view:
             if sent < len(view):
-                transfer.send_all(self._descriptor, view, sent, flags | _SEND_FLAGS)
+                transfer.send_all(self._descriptor, view, sent, flags | _SEND_FLAGS, flags & DONTWAIT)
 
     def sendto(self, data: Any, *arguments: Any) -> int:
         """sendto(data[, flags], address): send one message to an address. Errors as `send`."""
         if not 1 <= len(arguments) <= 2:
             raise TypeError(f"sendto() takes 2 or 3 arguments ({len(arguments) + 1} given)")
         flags, address = (0, arguments[0]) if len(arguments) == 1 else arguments
-        return cast("int", transfer.send(self._descriptor, "sendto", "sendto", (data, flags | _SEND_FLAGS, address)))
+        sent = (data, flags | _SEND_FLAGS, address)
+        return cast("int", transfer.send(self._descriptor, "sendto", "sendto", sent, now=flags & DONTWAIT))
 
     def sendmsg(
         self, buffers: Iterable[Any], ancdata: Iterable[Any] = (), flags: int = 0, address: Any = None, /
     ) -> int:
         """Send buffers and ancillary data; return how many bytes. Errors as `send`."""
         arguments = (list(buffers), list(ancdata), flags | _SEND_FLAGS, address)
-        return cast("int", transfer.send(self._descriptor, "sendmsg", "sendmsg", arguments))
+        return cast("int", transfer.send(self._descriptor, "sendmsg", "sendmsg", arguments, now=flags & DONTWAIT))
 
     def sendmsg_afalg(self, *arguments: Any, **options_: Any) -> int:
         """Send to an AF_ALG socket, as the stdlib does; it never waits."""

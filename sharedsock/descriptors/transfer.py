@@ -77,6 +77,7 @@ def receive(
     give: Callable[[Kept], Any],
     limit: int,
     has_tried: bool = False,
+    now: int = 0,
 ) -> Any:
     """Receive, waiting as the descriptor's timeout says.
 
@@ -85,6 +86,7 @@ def receive(
         keep, give: turn a result into what is kept, and what was kept into a result.
         limit: the most bytes this call may return.
         has_tried: the fast path has just met EAGAIN.
+        now: the caller has asked for MSG_DONTWAIT: this call never waits, whatever the timeout.
 
     Raises:
         OperationAborted, NotASocket, TimeoutError, OSError: as the faces document.
@@ -105,7 +107,8 @@ def receive(
         call = getattr(kernel, method)
         # What a peek has seen is still there: nothing to keep.
         kept_by = None if arguments[-1] & socket.MSG_PEEK else keep
-        return operations.perform(kernel, kind, READ, descriptor.timeout_s, call, arguments, kept_by, has_tried)
+        timeout_s = 0.0 if now else descriptor.timeout_s
+        return operations.perform(kernel, kind, READ, timeout_s, call, arguments, kept_by, has_tried)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
 
@@ -125,30 +128,42 @@ def _take_kept(descriptor: Descriptor, kernel: KernelSocket, limit: int, flags: 
     return kept._replace(data=kept.data[:limit], flags=kept.flags | cut)
 
 
-def send(descriptor: Descriptor, kind: str, method: str, arguments: tuple[Any, ...], has_tried: bool = False) -> Any:
+def send(
+    descriptor: Descriptor,
+    kind: str,
+    method: str,
+    arguments: tuple[Any, ...],
+    has_tried: bool = False,
+    now: int = 0,
+) -> Any:
     """Send once, waiting for room as the descriptor's timeout says; return what the C method returns.
+
+    Args:
+        now: as in `receive`.
 
     Raises:
         OperationAborted: nothing of this call was queued.
     """
     kernel = require_kernel(descriptor)
+    timeout_s = 0.0 if now else descriptor.timeout_s
     try:
-        return operations.perform(
-            kernel, kind, WRITE, descriptor.timeout_s, getattr(kernel, method), arguments, None, has_tried
-        )
+        return operations.perform(kernel, kind, WRITE, timeout_s, getattr(kernel, method), arguments, None, has_tried)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
 
 
-def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int) -> None:
+def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int, now: int = 0) -> None:
     """Send every byte of a view, of which `sent` are queued already.
+
+    Args:
+        now: as in `receive`.
 
     Raises:
         OperationAborted: `.bytes_transferred` bytes were queued before; they follow the linger rules (CLOSE-32).
     """
     kernel = require_kernel(descriptor)
     try:
-        operations.send_all(kernel, data[sent:], flags, descriptor.timeout_s)
+        operations.send_all(kernel, data[sent:], flags, 0.0 if now else descriptor.timeout_s)
     except OperationAborted as error:
         error.bytes_transferred += sent
         raise
