@@ -53,6 +53,7 @@ def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = 
 
     Raises:
         BlockingIOError: 10035, the close was refused and has changed nothing (LINGER-4).
+        NotASocket: the number was closed behind our back. Everything of the descriptor has been given back.
 
     Source: LPWSPCLOSESOCKET, Remarks.
     """
@@ -72,6 +73,12 @@ def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = 
     except BaseException:
         closing.cut_short()
         raise
+    if closing.is_lost():
+        raise NotASocket(
+            f"descriptor {descriptor.id}, opened at {descriptor.opened_at}: somebody else in this process had closed "
+            "its file number; whoever takes a number over needs detach() or share()",
+            descriptor=descriptor.id,
+        )
 
 
 def collect(descriptor: Descriptor) -> None:
@@ -259,6 +266,10 @@ class _Closing:
             self._owes = False
         if trace.hook is not None:
             trace.hit("close.ended", descriptor=self._descriptor.id, is_last=self.is_last)
+
+    def is_lost(self) -> bool:
+        """Whether there was nothing to bury: somebody had closed the number already (F-55)."""
+        return self._kernel is not None and self._kernel.number < 0
 
     def cut_short(self) -> None:
         """An exception from outside ends the close: nothing waits or lingers any more, and nothing stays."""

@@ -257,7 +257,7 @@ def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
 
     After this no call through `kernel` can reach the socket: it meets the dead file and gets EBADF. The kept number
     is entered as owned, for `numbers.release`; None where it was not asked for, or could not be had, or the socket is
-    buried already.
+    buried already. A number that somebody else has closed is left alone, and `kernel.number` is -1 then (F-55).
     """
     kept: int | None = None
     with numbers.gate:
@@ -267,6 +267,9 @@ def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
             try:
                 kept = numbers.own(system.duplicate(kernel.number))
             except OSError as error:
+                if error.errno == errno.EBADF:  # closed behind our back: nobody's number, and soon a stranger's
+                    let_go(kernel)
+                    return None
                 if error.errno in (errno.EMFILE, errno.ENFILE) and numbers.spend_reserve():
                     with suppress(OSError):  # another thread took the number: the kernel's rule ends the socket
                         kept = numbers.own(system.duplicate(kernel.number))
