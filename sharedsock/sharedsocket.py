@@ -19,7 +19,6 @@ from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.descriptors.transfer import Kept
 from sharedsock.kernel import operations, sockets
 from sharedsock.kernel.numbers import here
-from sharedsock.kernel.operations import READ
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sharedsock.descriptors.overlapped import Operation
+    from sharedsock.kernel.conversation import Conversation
     from sharedsock.kernel.numbers import Flag
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.model.identity import DescriptorId, Holder, PendingOperation, Statistics
@@ -107,11 +107,12 @@ class SharedSocket(socket.socket):
     Source: "Closing Sockets" and "Shared Sockets in the SPI" (Winsock SPI).
     """
 
-    __slots__ = ("_calm", "_descriptor", "_kernel")
+    __slots__ = ("_calm", "_descriptor", "_kernel", "_talk")
 
     _descriptor: Descriptor
     _calm: Flag
     _kernel: KernelSocket
+    _talk: Conversation | None
 
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._io_refs = 0
@@ -332,6 +333,7 @@ class SharedSocket(socket.socket):
                 raise ValueError("Timeout value out of range")
         transfer.require_kernel(self._descriptor)
         self._descriptor.timeout_s = value
+        self._talk = None  # a conversation has no timeout
 
     def gettimeout(self) -> float | None:
         """Return the timeout of this descriptor in seconds."""
@@ -360,35 +362,34 @@ class SharedSocket(socket.socket):
         Source: LPWSPRECV; "Closing Sockets".
         """
         # The two hot paths, each line measured: data is ready (a frame and a system call), and a conversation, where
-        # each receive waits (two frames). All that is rare goes to transfer.receive.
-        now = 0
-        if flags is not _UNFLAGGED:
-            now = flags & DONTWAIT
-            flags |= DONTWAIT
-        has_tried = False
-        try:
-            if self._calm:
-                data: bytes = self._kernel.recv(bufsize, flags)
-                if data:
-                    return data
-                return self._empty(data, bufsize)
-        except BlockingIOError:
-            has_tried = True
-        except OSError as error:
-            raise transfer.settle(self._descriptor, self._kernel, error) from None
-        descriptor = self._descriptor
-        kernel = descriptor.kernel
-        if kernel.kept or descriptor.local.shut_receive or not here or now:
-            data = transfer.receive(
-                descriptor, "recv", "recv", (bufsize, flags), Kept, _data_of, bufsize, has_tried, now
-            )
-        else:
+        # each receive waits (two frames). All that is rare goes on in _receive.
+        if flags is _UNFLAGGED:
             try:
-                data = operations.perform(
-                    kernel, "recv", READ, descriptor.timeout_s, kernel.recv, (bufsize, flags), Kept, has_tried
-                )
+                if self._calm:
+                    data = self._kernel.recv(bufsize, flags)
+                    if data:
+                        return data
+                    return self._empty(data, bufsize)
+                talk = self._talk
+                if talk is not None and talk.bufsize == bufsize:
+                    said = talk.receive()
+                    if said is not None:
+                        return said or self._empty(said, bufsize)
+            except BlockingIOError:
+                return self._receive(bufsize, flags, has_tried=True)
             except OSError as error:
-                raise transfer.settle(descriptor, kernel, error) from None
+                raise transfer.settle(self._descriptor, self._kernel, error) from None
+        return self._receive(bufsize, flags)
+
+    def _receive(self, bufsize: int, flags: int, has_tried: bool = False) -> bytes:
+        """Receive off the hot paths; where this had to wait, the next ones on the same terms are a conversation."""
+        descriptor = self._descriptor
+        now = 0 if flags is _UNFLAGGED else flags & DONTWAIT
+        arguments = (bufsize, flags | DONTWAIT)
+        data: bytes = transfer.receive(descriptor, "recv", "recv", arguments, Kept, _data_of, bufsize, has_tried, now)
+        talk = self._talk
+        if flags is _UNFLAGGED and (talk is None or talk.bufsize != bufsize):
+            self._talk = transfer.converse(descriptor, bufsize, flags)
         return data or self._empty(data, bufsize)
 
     def _empty(self, data: bytes, bufsize: int) -> bytes:
@@ -718,6 +719,7 @@ class SharedSocket(socket.socket):
         Source: LPWSPSHUTDOWN.
         """
         transfer.require_kernel(self._descriptor)
+        self._talk = None
         options.shut_down(self._descriptor, how, lambda how: self._call("shutdown", how))
 
     def getsockname(self) -> Any:

@@ -24,6 +24,7 @@ from sharedsock.registry.page import CommonState
 if TYPE_CHECKING:
     from types import FrameType
 
+    from sharedsock.kernel.conversation import Conversation
     from sharedsock.kernel.numbers import Flag
     from sharedsock.kernel.sockets import ClosedKernel, KernelSocket
     from sharedsock.registry.client import Client
@@ -54,6 +55,7 @@ class Face(Protocol):
 
     _calm: Flag
     _kernel: KernelSocket
+    _talk: Conversation | None
 
 
 class Descriptor:
@@ -115,6 +117,7 @@ class Descriptor:
         self._face = weakref.ref(face)
         face._calm = self.calm
         face._kernel = self.kernel
+        face._talk = None
 
     @property
     def opened_at(self) -> str:
@@ -175,6 +178,7 @@ class Descriptor:
         face = None if self._face is None else self._face()
         if face is not None:
             face._kernel = self.kernel
+            face._talk = None
 
 
 _PRISTINE: Final = CommonState()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from sharedsock.descriptors import options, table
 from sharedsock.kernel import numbers, operations, sockets
+from sharedsock.kernel.conversation import Conversation
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.waker import Waker
@@ -27,9 +28,22 @@ if TYPE_CHECKING:
     from sharedsock.descriptors.descriptor import Descriptor
     from sharedsock.kernel.sockets import KernelSocket
 
-__all__ = ["Kept", "accept", "connect", "receive", "require_kernel", "send", "send_all", "send_file", "settle"]
+__all__ = [
+    "Kept",
+    "accept",
+    "connect",
+    "converse",
+    "receive",
+    "require_kernel",
+    "send",
+    "send_all",
+    "send_file",
+    "settle",
+]
 
 _SENDFILE_BLOCK: Final = 1 << 30
+# A conversation keeps what it received last until it receives again.
+_LONGEST_SAYING: Final = 1 << 16
 
 
 class Kept(NamedTuple):
@@ -111,6 +125,18 @@ def receive(
         return operations.perform(kernel, kind, READ, timeout_s, call, arguments, kept_by, has_tried)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
+
+
+def converse(descriptor: Descriptor, bufsize: int, flags: int) -> Conversation | None:
+    """Return a conversation for receives like the last one, if that had to wait and nothing is special about it."""
+    kernel = descriptor.kernel
+    if descriptor.timeout_s is not None or bufsize > _LONGEST_SAYING or descriptor.local.shut_receive:
+        return None
+    try:
+        wait_set = kernel.sets[READ] if kernel.streak else None
+    except NotASocket:  # closed meanwhile
+        return None
+    return None if wait_set is None else Conversation(kernel, wait_set, bufsize, flags, Kept)
 
 
 def _take_kept(descriptor: Descriptor, kernel: KernelSocket, limit: int, flags: int) -> Kept | None:

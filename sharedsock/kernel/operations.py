@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
 
 __all__ = [
+    "PROBE_EVERY",
     "READ",
     "THREAD",
     "WRITE",
@@ -38,9 +39,12 @@ __all__ = [
     "aborted",
     "connect",
     "connect_outcome",
+    "keep_for_next",
+    "note_streak",
     "pending",
     "perform",
     "send_all",
+    "tell_closers",
 ]
 
 Waiter: TypeAlias = list[Any]
@@ -52,7 +56,7 @@ THREAD: Final = 2
 _TAKEN: Final = 3
 
 # While the last receive had to wait, the next one waits first, which saves the failing try; every 16th tries.
-_PROBE_EVERY: Final = 16
+PROBE_EVERY: Final = 16
 _BACKLOG_RETRY_S: Final = 0.02
 _FIRST_PAUSE_S: Final = 0.001
 _TCP_CLOSE: Final = 7
@@ -122,7 +126,7 @@ def perform(
             trace.hit("op.enter", number=kernel.number, kind=kind)
         if kernel.aborted is not None:
             raise NotASocket(f"{kind}: this process closed the descriptor in {kernel.aborted}")
-        must_wait = timeout_s != 0 and (has_tried or (direction == READ and 0 < kernel.streak < _PROBE_EVERY))
+        must_wait = timeout_s != 0 and (has_tried or (direction == READ and 0 < kernel.streak < PROBE_EVERY))
         losses = 0
         lost_at_s = 0.0
         while True:
@@ -160,40 +164,45 @@ def perform(
                 must_wait = True
                 continue
             if direction == READ:
-                if must_wait and 0 < kernel.streak < _PROBE_EVERY - 1:
+                if must_wait and 0 < kernel.streak < PROBE_EVERY - 1:
                     kernel.streak += 1
                 else:
-                    _note_streak(kernel, must_wait)
+                    note_streak(kernel, must_wait)
             if trace.hook is not None:
                 trace.hit("op.done", number=kernel.number, kind=kind)
             # Rule 3: the interpreter looks for signals after a call, so not between these lines and our caller's next.
             result = waiter[_TAKEN]
             del waiters[key]
             if kernel.closers:
-                _tell_closers(kernel)
+                tell_closers(kernel)
             return result
     except BaseException:
         if key in waiters:
             del waiters[key]
         if kernel.closers:
-            _tell_closers(kernel)
+            tell_closers(kernel)
         if keep is not None and len(waiter) > _TAKEN:
-            kernel.kept.append(keep(waiter[_TAKEN]))
-            numbers.calm[kernel.slot] = 0
+            keep_for_next(kernel, keep(waiter[_TAKEN]))
         raise
 
 
-def _tell_closers(kernel: KernelSocket) -> None:
+def keep_for_next(kernel: KernelSocket, taken: Any) -> None:
+    """Keep what an interrupted call had taken, and send the next call the way that looks for it."""
+    kernel.kept.append(taken)
+    numbers.calm[kernel.slot] = 0
+
+
+def tell_closers(kernel: KernelSocket) -> None:
     """Having left, tell each closer for whom we were the last to wait for (sockets.wait_drained)."""
     for told, own_count in tuple(kernel.closers):
         if len(kernel.waiters) <= own_count:
             told.put(None)
 
 
-def _note_streak(kernel: KernelSocket, has_waited: bool) -> None:
+def note_streak(kernel: KernelSocket, has_waited: bool) -> None:
     """Remember whether receiving had to wait; while it did not, or when a probe is due, the fast path is open."""
-    kernel.streak = kernel.streak % _PROBE_EVERY + 1 if has_waited else 0
-    if 0 < kernel.streak < _PROBE_EVERY:
+    kernel.streak = kernel.streak % PROBE_EVERY + 1 if has_waited else 0
+    if 0 < kernel.streak < PROBE_EVERY:
         numbers.calm[kernel.slot] = 0
         return
     numbers.calm[kernel.slot] = kernel.slot != numbers.NEVER_CALM
@@ -313,4 +322,4 @@ def _connect_to_full_backlog(kernel: KernelSocket, address: Any, timeout_s: floa
         if key in kernel.waiters:
             del kernel.waiters[key]
         if kernel.closers:
-            _tell_closers(kernel)
+            tell_closers(kernel)

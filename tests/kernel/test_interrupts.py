@@ -134,7 +134,7 @@ def sweep_with_data(
     """Put the next three tagged bytes there before each run."""
     pair.peer.sendall((STREAM * 4)[:3])
     at = 3
-    for outcome in sweep(receive, operations.perform, operations._note_streak, waiting.wait, waiting.set_of):
+    for outcome in sweep(receive, operations.perform, operations.note_streak, waiting.wait, waiting.set_of):
         yield outcome
         pair.peer.sendall((STREAM * 4)[at : at + 3])
         at += 3
