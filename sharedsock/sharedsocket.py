@@ -8,6 +8,7 @@ It is a `socket.socket` for every isinstance check, but its C part never has a n
 from __future__ import annotations
 
 import errno
+import operator
 import os
 import socket
 import warnings
@@ -52,6 +53,8 @@ class _Unflagged(int):
 
 _UNFLAGGED: Final = _Unflagged(DONTWAIT)
 _SEND_FLAGS: Final = DONTWAIT | NOSIGNAL
+_LONGEST_S: Final = (2**31 - 1) // 1000  # poll(2) counts milliseconds in an int
+_NEVER_S: Final = (2**63 - 1) // 10**9  # the stdlib counts nanoseconds in 64 bits
 _NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
 
 
@@ -328,9 +331,13 @@ class SharedSocket(socket.socket):
     def settimeout(self, value: float | None) -> None:
         """Set the timeout of this descriptor in seconds; None blocks, 0 never waits. Other descriptors keep theirs."""
         if value is not None:
-            value = float(value)
-            if value < 0:
+            given: Any = value
+            value = given if isinstance(given, float) else float(operator.index(given))  # as the stdlib: no text
+            if not value >= 0:  # NaN as well
                 raise ValueError("Timeout value out of range")
+            if value > _NEVER_S:
+                raise OverflowError("timeout too long: None waits for ever")
+            value = min(value, _LONGEST_S)
         transfer.require_kernel(self._descriptor)
         self._descriptor.timeout_s = value
         self._talk = None  # a conversation has no timeout

@@ -287,26 +287,27 @@ LOADED = 4  # other processes load the machine
 
 
 def _abort_many(has: Belongings, handles: int, threads: int) -> tuple[float, int]:
-    """Block `threads` threads on each of `handles` sockets, close all; return how long until all were aborted."""
+    """Block `threads` threads on each of `handles` sockets, close all; return the longest time from close to abort."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     threading.stack_size(256 << 10)
     pairs = [ss.socketpair() for _ in range(handles)]
-    aborted: list[float] = []
+    aborted: list[tuple[ss.SharedSocket, float]] = []
 
     def read(local: ss.SharedSocket) -> None:
         try:
             local.recv(1)
         except (ss.OperationAborted, ss.NotASocket):  # the latter: registered, and not yet waiting
-            aborted.append(monotonic())
+            aborted.append((local, monotonic()))
 
     readers = [threading.Thread(target=read, args=(local,)) for local, _ in pairs for _ in range(threads)]
     for reader in readers:
         reader.start()
     while sum(len(local._descriptor.kernel.waiters) for local, _ in pairs) < len(readers):
         os.sched_yield()
-    began_s = monotonic()
+    began_s = {}
     for local, _ in pairs:
+        began_s[local] = monotonic()
         local.close()
     for reader in readers:
         reader.join()
@@ -314,7 +315,7 @@ def _abort_many(has: Belongings, handles: int, threads: int) -> tuple[float, int
         peer.close()
     threading.stack_size(0)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(aborted) - began_s, len(aborted)
+    return max(ended_s - began_s[local] for local, ended_s in aborted), len(aborted)
 
 
 @pytest.mark.fault("F-45")
