@@ -13,7 +13,8 @@ from typing import Any, cast
 import pytest
 
 import sharedsock as ss
-from sharedsock.model.errors import from_errno
+from sharedsock.model.errors import RegistryGone, from_errno
+from sharedsock.registry.client import Client
 from tests.descriptors.sharers import cookie_of
 
 TRANSIENT = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
@@ -156,3 +157,52 @@ def test_a_wrong_number_of_descriptors_or_a_wrong_one_is_refused(
         assert os.listdir(f"/proc/{registry.client.pid}/fd") == before
     sending.change(list)
     assert is_redeemable(ours.share(os.getpid()), ours)
+
+
+@pytest.mark.fault("F-78", "F-04")
+@pytest.mark.parametrize("is_heard", [True, False], ids=["counted", "not counted"])
+def test_a_first_share_that_hears_nothing_can_be_tried_again(
+    registry: ss.Registry, monkeypatch: pytest.MonkeyPatch, is_heard: bool
+) -> None:
+    """Counted or not, nobody knows: the next share() counts it, once, and what follows does not take that back."""
+    real = Client.announce
+
+    def announce(*arguments: Any, **keywords: Any) -> int:
+        if is_heard:
+            real(*arguments, **keywords)
+        raise RegistryGone("did not answer")
+
+    left, peer = socket.socketpair()
+    with peer, ss.adopt(left) as shared, ss.SharedSocket() as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "announce", announce)
+            for _ in range(2):
+                with pytest.raises(RegistryGone):
+                    shared.share(os.getpid())
+        assert is_redeemable(shared.share(os.getpid()), shared)
+        assert ss.revoke(other.share(os.getpid()))
+        assert shared.references() == 1
+        assert is_redeemable(shared.share(os.getpid()), shared)
+
+
+@pytest.mark.fault("F-78")
+def test_a_first_share_that_hears_nothing_and_is_given_up_leaves_nothing(
+    registry: ss.Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted, unheard, closed: the next call of this process that reaches the registry gives the reference back."""
+    real = Client.announce
+
+    def announce(*arguments: Any, **keywords: Any) -> int:
+        real(*arguments, **keywords)
+        raise RegistryGone("did not answer")
+
+    left, peer = socket.socketpair()
+    with peer, ss.adopt(left) as shared, ss.SharedSocket() as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(Client, "announce", announce)
+            with pytest.raises(RegistryGone):
+                shared.share(os.getpid())
+        shared.close()
+        assert peer.recv(1) == b""
+        assert ss.revoke(other.share(os.getpid()))
+        assert [count for _, count in registry.client.sockets()] == [1]

@@ -17,6 +17,7 @@ from sharedsock.registry.client import Client
 from tests.descriptors.sharers import Pause, Running, cookie_of, hooked, is_open_for, paused, wait_end_of, wait_until
 
 BEFORE_SENDING = "before the descriptor is sent"
+WHILE_REGISTERING = "while the socket is registered"
 
 
 @pytest.fixture
@@ -29,23 +30,24 @@ def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket
 @contextmanager
 def held_at(place: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pause]:
     """Hold the sharing thread at a point, or where it has all it needs and the message is not made yet."""
-    if place != BEFORE_SENDING:
+    names = {BEFORE_SENDING: "issue", WHILE_REGISTERING: "announce"}
+    if place not in names:
         with paused(place) as pause:
             yield pause
         return
     pause = Pause()
-    real = Client.issue
+    real = getattr(Client, names[place])
 
-    def issue(*arguments: Any) -> bytes:
+    def held(*arguments: Any) -> Any:
         pause.hold()
         return real(*arguments)
 
-    monkeypatch.setattr(Client, "issue", issue)
-    try:
-        yield pause
-    finally:
-        pause.release()
-        monkeypatch.setattr(Client, "issue", real)
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, names[place], held)
+        try:
+            yield pause
+        finally:
+            pause.release()
 
 
 def _open_sockets(count: int) -> ExitStack:
@@ -60,10 +62,16 @@ def _open_sockets(count: int) -> ExitStack:
 
 @pytest.mark.fault("F-13")
 @pytest.mark.rule("DUP-7")
-@pytest.mark.parametrize("was_shared", [False, True])
-@pytest.mark.parametrize("place", ["share.begin", BEFORE_SENDING, "share.fd_sent", "share.issued"])
+@pytest.mark.parametrize(
+    ("place", "was_shared"),
+    [
+        (WHILE_REGISTERING, False),
+        *((p, was) for p in ("share.begin", BEFORE_SENDING, "share.fd_sent", "share.issued") for was in (False, True)),
+    ],
+)
 @pytest.mark.parametrize("ending", ["close", "abort", "detach"])
 def test_a_close_in_the_middle_of_share(
+    registry: ss.Registry,
     pair: tuple[ss.SharedSocket, socket.socket],
     monkeypatch: pytest.MonkeyPatch,
     place: str,
@@ -79,7 +87,7 @@ def test_a_close_in_the_middle_of_share(
     with held_at(place, monkeypatch) as pause:
         sharer = Running(ours.share, os.getpid())
         pause.wait_reached()
-        if ending == "detach" and (was_shared or place != "share.begin"):
+        if ending == "detach" and (was_shared or place not in ("share.begin", WHILE_REGISTERING)):
             with pytest.raises(OSError, match="share") as caught:
                 end()
             assert caught.value.errno == errno.EINVAL
@@ -100,8 +108,9 @@ def test_a_close_in_the_middle_of_share(
     else:
         assert isinstance(outcome, ss.NotASocket)
         assert outcome.winerror == 10038
-        assert place in ("share.begin", BEFORE_SENDING)
+        assert place in ("share.begin", WHILE_REGISTERING, BEFORE_SENDING)
     wait_end_of(peer)
+    assert registry.client.sockets() == ()
 
 
 @pytest.mark.fault("F-13")
