@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from collections.abc import Iterator
+from multiprocessing import forkserver, resource_tracker
+from typing import Any
 
 import pytest
 
@@ -22,3 +26,16 @@ def actors(registry: ss.Registry) -> Iterator[Actors]:
     """A company that forks its actors, which is the fastest way to a real process."""
     with Actors("fork") as company:
         yield company
+
+
+@pytest.fixture(scope="module")
+def light_children(registry: ss.Registry) -> Iterator[None]:
+    """A spawned child imports the main program anew, which is pytest: have it import none. One fork server for all."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.descriptors.launched"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__spec__", None)
+        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
+        yield
+    ends: tuple[Any, ...] = forkserver._forkserver, resource_tracker._resource_tracker
+    for helper in ends:
+        helper._stop()  # the next module's environment is another, and the session's end wants to see nobody

@@ -8,9 +8,11 @@ import os
 import sys
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import sharedsock as ss
+
+JOIN_S: Final = 20.0
 
 
 def say(shared: ss.SharedSocket) -> None:
@@ -145,3 +147,26 @@ def share_from_worker() -> tuple[bytes, int]:
     left.close()
     right.close()
     return info, os.getpid()
+
+
+# -- how the tests start them ---------------------------------------------------------------------------------------
+
+
+def context_of(method: str) -> Any:
+    return multiprocessing.get_context(method)
+
+
+def run(process: Any) -> int | None:
+    """Start a process, wait for its end, return its exit code."""
+    process.start()
+    return finish(process)
+
+
+def finish(process: Any) -> int | None:
+    process.join(JOIN_S)
+    status: int | None = process.exitcode
+    if status is None:
+        process.kill()
+        process.join()
+    process.close()
+    return status
