@@ -20,7 +20,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final
 
-from sharedsock.model.errors import RegistryGone
+from sharedsock.model.errors import RegistryGone, with_winerror
 from sharedsock.registry import runtime
 from sharedsock.registry.numbers import close_number, keep_number, undivided
 
@@ -47,7 +47,16 @@ def start(path: str, timeout_s: float = START_TIMEOUT_S) -> bool:
     Raises:
         RegistryGone: it could not be started within `timeout_s`; the cause says why.
         PermissionError: the directory is not one we use (S-02).
+        OSError: EMFILE, no number is free.
     """
+    try:
+        return _start(path, timeout_s)
+    except OSError as error:
+        with_winerror(error)
+        raise
+
+
+def _start(path: str, timeout_s: float) -> bool:
     deadline = time.monotonic() + timeout_s
     try:
         directory, lock = runtime.acquire_start_lock(path, timeout_s)

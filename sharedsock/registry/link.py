@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from sharedsock.model.errors import RegistryGone, from_errno
+from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
 from sharedsock.model.identity import DescriptorId
 from sharedsock.registry import launch, runtime
 from sharedsock.registry.exchange import ChannelLost, Exchange, Late, Parcel, Waiter, receive, wait_ready
@@ -182,7 +182,13 @@ class Link:
                     raise self._gone("could not be reached in time")
                 channel = session.channel
                 if channel is None or channel.ended:
-                    channel = self._connect(session, start, deadline)
+                    try:
+                        channel = self._connect(session, start, deadline)
+                    except ImportError as error:  # the package is complete: no file could be opened
+                        raise from_errno(errno.EMFILE, "no room to load what a registry needs") from error
+                    except OSError as error:
+                        with_winerror(error)
+                        raise
                 return channel
             finally:
                 session.turn.leave(token)

@@ -60,10 +60,14 @@ def no_hook() -> Iterator[None]:
 
 
 @pytest.mark.fault("F-29", "F-96")
-def test_connecting_with_too_few_numbers_is_emfile_and_leaks_nothing(client: Client) -> None:
+@pytest.mark.parametrize("registry", ["there", "to be started"])
+def test_connecting_with_too_few_numbers_is_emfile_and_leaks_nothing(client: Client, registry: str) -> None:
+    pid = client.pid
     client.close()
+    if registry == "to be started":
+        wait_ended(pid, T_EXIT_S)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_numbers()) + 8, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_numbers()) + 20, hard))
     filling: list[int] = []
     try:
         while True:
@@ -71,22 +75,53 @@ def test_connecting_with_too_few_numbers_is_emfile_and_leaks_nothing(client: Cli
                 filling.append(os.dup(0))
             except OSError:
                 break
-        tries: list[tuple[int | None, bool]] = []
+        tries: list[tuple[int | None, int | None, bool]] = []
         while True:
             before = open_numbers_without_listing(filling)
             try:
                 client.connect()
                 break
             except OSError as error:
-                tries.append((error.errno, open_numbers_without_listing(filling) == before))
+                same = open_numbers_without_listing(filling) == before
+                tries.append((error.errno, getattr(error, "winerror", None), same))
                 os.close(filling.pop())
         assert len(tries) >= 2
-        assert set(tries) == {(errno.EMFILE, True)}
+        assert set(tries) == {(errno.EMFILE, 10024, True)}
         assert client.statistics().clients >= 1
     finally:
         for number in filling:
             os.close(number)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.fault("F-96")
+def test_a_first_use_with_too_few_numbers_is_emfile_whatever_has_still_to_be_loaded() -> None:
+    text = """
+import os, resource
+from sharedsock.registry import connect
+resource.setrlimit(resource.RLIMIT_NOFILE, (30, 30))
+filling = []
+try:
+    while True:
+        filling.append(os.dup(0))
+except OSError:
+    pass
+seen = set()
+while True:
+    try:
+        client = connect.default_client()
+        break
+    except OSError as error:
+        seen.add((error.errno, error.winerror))
+        os.close(filling.pop())
+print(seen, client.statistics().clients, flush=True)
+"""
+    path = runtime.new_directory_name()
+    with Script(text, **{runtime.TREE_VARIABLE: path}) as script:
+        assert script.hear() == "{(24, 10024)} 1"
+        assert script.finish() == 0
+    for pid in registries(path):
+        wait_ended(pid, T_EXIT_S)
 
 
 def open_numbers_without_listing(filling: list[int]) -> dict[int, tuple[int, int]]:
