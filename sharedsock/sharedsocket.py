@@ -7,6 +7,7 @@ It is a `socket.socket` for every isinstance check, but its C part never has a n
 
 from __future__ import annotations
 
+import _socket
 import errno
 import operator
 import os
@@ -55,6 +56,7 @@ _UNFLAGGED: Final = _Unflagged(DONTWAIT)
 _SEND_FLAGS: Final = DONTWAIT | NOSIGNAL
 _LONGEST_S: Final = (2**31 - 1) // 1000  # poll(2) counts milliseconds in an int
 _NEVER_S: Final = (2**63 - 1) // 10**9  # the stdlib counts nanoseconds in 64 bits
+_Plain: Final = socket.socket  # who tests or blocks sockets may put another class into the module, even ours
 _NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
 
 
@@ -782,7 +784,7 @@ def adopt(plain: socket.socket) -> SharedSocket:
             then the plain socket is untouched.
     """
     given: object = plain
-    if not isinstance(given, socket.socket) or isinstance(given, SharedSocket):
+    if not isinstance(given, _Plain) or isinstance(given, SharedSocket):
         raise TypeError(f"adopt() takes a plain socket.socket, not {type(given).__name__}")
     if plain.fileno() < 0:
         raise from_errno(errno.EBADF, "adopt() of a closed socket")
@@ -826,8 +828,18 @@ def socketpair(
     proto: int = 0,  # as in the stdlib
 ) -> tuple[SharedSocket, SharedSocket]:
     """Open a connected pair, as `socket.socketpair`."""
-    left, right = socket.socketpair(socket.AF_UNIX if family is None else family, type, proto)
-    return _taken_over(left), _taken_over(right)
+    family = socket.AF_UNIX if family is None else family
+    made = _socket.socketpair(family, type, proto)
+    pair: list[SharedSocket] = []
+    try:
+        for end in made:
+            with _Plain(family, type, proto, end.detach()) as plain:
+                pair.append(adopt(plain))
+    except BaseException:
+        for opened in (*made, *pair):
+            opened.close()
+        raise
+    return pair[0], pair[1]
 
 
 def create_server(address: Any, **keywords: Any) -> SharedSocket:

@@ -87,7 +87,7 @@ def open_dead_file(family: int) -> int:
     path_only = getattr(os, "O_PATH", None)
     if path_only is not None:
         return os.open("/", path_only | os.O_CLOEXEC)
-    dead = socket.socket(socket.AF_INET if family == socket.AF_UNIX else socket.AF_UNIX, socket.SOCK_DGRAM)
+    dead = _socket.socket(socket.AF_INET if family == socket.AF_UNIX else socket.AF_UNIX, socket.SOCK_DGRAM)
     dead.setblocking(False)
     return dead.detach()
 

@@ -27,7 +27,7 @@ import sharedsock as ss
 from sharedsock.model import trace
 from sharedsock.testing.commands import COMMANDS, Belongings
 from sharedsock.testing.faults import ActorProbe
-from sharedsock.testing.frames import Backlog, Reader
+from sharedsock.testing.frames import Backlog, Reader, pipe_pair, plain_socket
 from sharedsock.testing.outcomes import Outcome, from_error
 
 __all__ = ["Billing", "serve", "serve_inherited"]
@@ -80,7 +80,7 @@ class _Actor:
 
     def __init__(self, pipe: socket.socket, billing: Billing) -> None:
         self._pipe = pipe
-        self._awake, self._wake = socket.socketpair()
+        self._awake, self._wake = pipe_pair()
         self._backlog = Backlog(pipe, self._wake)
         self._workers: dict[str, _Worker] = {}
         self.has = Belongings(billing.name, self._report)
@@ -209,7 +209,7 @@ def serve(pipe: socket.socket, billing: Billing) -> None:
 
 def serve_inherited(number: int) -> None:
     """Be the actor whose pipe has this number; its billing is the first frame. Used where multiprocessing cannot."""
-    with socket.socket(fileno=number) as pipe:
+    with plain_socket(number) as pipe:
         pipe.setblocking(True)
         head = pipe.recv(4, socket.MSG_WAITALL)
         body = pipe.recv(int.from_bytes(head, "big"), socket.MSG_WAITALL)

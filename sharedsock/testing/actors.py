@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sharedsock.testing import choreography
 from sharedsock.testing.faults import Fault, Hold, Kill, Raise
-from sharedsock.testing.frames import Reader, encode, wait_readable
+from sharedsock.testing.frames import Reader, encode, pipe_pair, wait_readable
 from sharedsock.testing.launch import Running, launch
 from sharedsock.testing.observation import thread_facts
 from sharedsock.testing.outcomes import describe_exit
@@ -60,7 +60,7 @@ class Actor:
         self._barriers: dict[int, choreography.Barrier] = {}
         self._tids: dict[str, int] = {}
         self._is_ready = False
-        self._pipe, theirs = socket.socketpair()
+        self._pipe, theirs = pipe_pair()
         _our_ends.add(self._pipe)
         self._reader = Reader(self._pipe)
         try:

@@ -7,6 +7,7 @@ controller: what does not fit into the pipe goes to a backlog, which the actor's
 
 from __future__ import annotations
 
+import _socket
 import pickle
 import select
 import socket
@@ -17,8 +18,9 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
 
-__all__ = ["Backlog", "Reader", "encode", "wait_readable"]
+__all__ = ["Backlog", "Reader", "encode", "pipe_pair", "plain_socket", "wait_readable"]
 
+_Plain: Final = socket.socket
 _LENGTH: Final = struct.Struct("!I")
 _CHUNK: Final = 1 << 16
 
@@ -31,6 +33,17 @@ def encode(frame: tuple[Any, ...]) -> bytes:
     """
     body = pickle.dumps(frame, pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
+
+
+def pipe_pair() -> tuple[socket.socket, socket.socket]:
+    """Return a connected pair of plain sockets, also where a test has replaced socket.socket."""
+    ours, theirs = _socket.socketpair()
+    return plain_socket(ours.detach()), plain_socket(theirs.detach())
+
+
+def plain_socket(number: int) -> socket.socket:
+    """Return a plain socket on a number, also where a test has replaced socket.socket."""
+    return _Plain(fileno=number)
 
 
 class Reader:
