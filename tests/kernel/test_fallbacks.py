@@ -28,6 +28,7 @@ def socket_as_dead_file(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delattr("os.O_PATH")
     monkeypatch.setattr(sockets, "_dead", {})
     monkeypatch.setattr(numbers, "_reserve", -1)
+    monkeypatch.setattr(numbers, "_reserve_identity", ())
     yield
     for number, _ in sockets._dead.values():
         system.close(number)

@@ -1,8 +1,9 @@
 """KeyboardInterrupt anywhere in a call: what the call had taken comes out of the next one (F-50, rule 3, I1).
 
 A signal arrives when the interpreter looks for one: after a call, at a jump backward, at the start of a function. The
-sweep raises at every instruction of ours but RETURN_VALUE and NOP (which marks a `try` and which, in CPython 3.11, the
-enclosing one does not cover): neither is a place to look, and every other is stricter than any signal.
+sweep raises at every instruction of ours but those that follow no such place, and that no handler covers: RETURN_VALUE,
+NOP (which marks a `try`), and those between entering or leaving a `with` block and the lock. That is stricter than any
+signal.
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ STREAM = bytes(range(256)) * 8
 
 
 def _spared(code: CodeType) -> frozenset[int]:
-    return frozenset(i.offset for i in dis.get_instructions(code) if i.opname.startswith(("RETURN", "NOP")))
+    spared = set()
+    has_entered = leaves = False
+    for instruction in dis.get_instructions(code):
+        name = instruction.opname
+        is_none = name == "LOAD_CONST" and instruction.argval is None  # what __exit__ is called with
+        leaves = is_none or (leaves and name in ("PRECALL", "CALL"))
+        if has_entered or leaves or name.startswith(("RETURN", "NOP")):
+            spared.add(instruction.offset)
+        has_entered = name == "BEFORE_WITH"
+    return frozenset(spared)
 
 
 class Interrupt:
@@ -80,6 +90,7 @@ def sweep(call: Callable[[], object], *functions: Any) -> Iterator[tuple[Interru
             returned = False
         finally:
             sys.settrace(before)
+        assert not numbers.gate._is_owned(), interrupt.where  # type: ignore[attr-defined]  # no public question
         yield interrupt, returned
         if not interrupt.has_struck:
             return

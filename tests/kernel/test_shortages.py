@@ -226,6 +226,7 @@ def own_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A dead file and a reserve number for one test to lose."""
     monkeypatch.setattr(sockets, "_dead", {})
     monkeypatch.setattr(numbers, "_reserve", -1)
+    monkeypatch.setattr(numbers, "_reserve_identity", ())
     sockets._require_dead_file(socket.AF_UNIX)
     yield
     numbers.spend_reserve()
