@@ -86,9 +86,9 @@ def register(descriptor: Descriptor) -> Client:
         RegistryGone: no registry can be reached or started.
         NotASocket: the descriptor was closed meanwhile.
     """
+    kernel = transfer.require_kernel(descriptor)
     if descriptor.client is not None:
         return descriptor.client
-    kernel = transfer.require_kernel(descriptor)
     with descriptor.share_lock:
         client = descriptor.client
         if client is None:

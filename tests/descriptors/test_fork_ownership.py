@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import os
 import pickle
 import select
@@ -58,10 +59,10 @@ USES: Final[dict[str, Callable[[ss.SharedSocket], Any]]] = {
 }
 
 
-def in_child(work: Callable[[], Any]) -> tuple[int, int]:
+def in_child(work: Callable[[], Any], fork: Callable[[], int] = os.fork) -> tuple[int, int]:
     """Fork, have the child do `work` and end at once; return its pid and the end of a pipe with what it said."""
     ours, theirs = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         try:
             os.write(theirs, repr(work()).encode())
@@ -144,6 +145,40 @@ def test_every_use_in_the_child_is_refused(pair: tuple[ss.SharedSocket, socket.s
     assert peer.recv(8) == b"whole"
     peer.sendall(b"too")
     assert ours.recv(8) == b"too"
+
+
+@pytest.mark.fault("F-90")
+@pytest.mark.parametrize("was_shared", [False, True], ids=["never shared", "shared"])
+def test_a_fork_that_ran_no_hooks_is_noticed_at_the_first_use(
+    pair: tuple[ss.SharedSocket, socket.socket], was_shared: bool
+) -> None:
+    """fork(2) called by a C extension: each use notices, nothing of the parent's is touched, its own life begins."""
+    ours, peer = pair
+    if was_shared:
+        ss.revoke(ours.share(os.getpid()))
+    plain_fork = ctypes.PyDLL(None).fork
+
+    def use_each() -> tuple[dict[str, tuple[str, int]], str]:
+        return _try_all(ours), use_of_ones_own()
+
+    came, own = ast.literal_eval(answer_of(in_child(use_each, plain_fork)))
+    assert came == dict.fromkeys(USES, ("ForkedDescriptor", 10038))
+    assert own == "well"
+    for name in USES:  # each of them as the first
+        said = answer_of(in_child(lambda name=name: _try_one(ours, name), plain_fork))  # type: ignore[misc]
+        assert said == repr(("ForkedDescriptor", 10038)), name
+    assert is_open_for(peer)
+    assert ours.references() == 1
+    ours.sendall(b"whole")
+    assert peer.recv(8) == b"whole"
+
+
+def _try_one(shared: ss.SharedSocket, name: str) -> tuple[str, int]:
+    try:
+        USES[name](shared)
+    except OSError as error:
+        return type(error).__name__, getattr(error, "winerror", 0)
+    return "nothing", 0
 
 
 def _sockets_held(_: Any = None) -> set[str]:
