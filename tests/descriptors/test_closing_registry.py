@@ -274,7 +274,7 @@ def tree_of_its_own(directory: str) -> dict[str, str | None]:
     """The environment of processes that share a default registry with nobody else."""
     return {
         "XDG_RUNTIME_DIR": directory,
-        "SHAREDSOCK_TREE": f"sharedsock-{os.urandom(16).hex()}",
+        "SHAREDSOCK_TREE": os.path.join(directory, f"sharedsock-{os.urandom(16).hex()}"),
         connect.REGISTRY_VARIABLE: None,
     }
 
@@ -284,7 +284,7 @@ def tree(tmp_path: Path) -> Iterator[Actors]:
     """A company with a default registry of its own, which its first share starts."""
     directory = tmp_path / "run"
     directory.mkdir(mode=0o700)
-    with Actors("exec", environment=tree_of_its_own(str(directory))) as actors:
+    with Actors("fork", environment=tree_of_its_own(str(directory))) as actors:
         yield actors
 
 
@@ -293,6 +293,14 @@ def registry_pid(has: Belongings) -> int:
     client = has.shared("socket")._descriptor.client
     assert client is not None
     return client.pid
+
+
+def kill(pid: int) -> None:
+    """SIGKILL a registry that is nobody's child, and return when it is dead."""
+    pidfd = os.pidfd_open(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert select.select([pidfd], [], [], 5)[0]
+    os.close(pidfd)
 
 
 @pytest.mark.fault("F-74")
@@ -304,10 +312,7 @@ def test_the_next_share_starts_a_dead_default_registry_again(tree: Actors) -> No
         with peer:
             a.give_to(b)
             first = a.do("call_with", registry_pid)
-            pidfd = os.pidfd_open(first)
-            os.kill(first, signal.SIGKILL)
-            select.select([pidfd], [], [], 5)
-            os.close(pidfd)
+            kill(first)
             b.close()
             a.give_to(b)
             assert a.do("call_with", registry_pid) != first
@@ -316,6 +321,27 @@ def test_the_next_share_starts_a_dead_default_registry_again(tree: Actors) -> No
             assert kinds.is_silent(peer)
             b.close()
             assert peer.recv(1) == b""
+
+
+@pytest.mark.fault("F-74", "F-60")
+@pytest.mark.rule("CLOSE-11")
+def test_a_close_that_comes_to_a_registry_which_does_not_know_it_is_a_close_all_the_same(tree: Actors) -> None:
+    """The registry dies while A is closing, and B's next call starts another, to which A's descriptor is unknown."""
+    a, b = tree.start("A", "B")
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        a.do("connect", "socket", door.getsockname())
+        peer, _ = door.accept()
+        with peer:
+            a.give_to(b)
+            first = b.do("call_with", registry_pid)
+            with a.hold_at("close.fd_closed") as held:
+                closing = a.thread("closer").close()
+                held.wait_reached()
+                kill(first)
+                assert b.do("references") == 1, "asked of another registry, which only B has told about itself"
+            assert closing.outcome() == Returned()
+            assert kinds.is_silent(peer)
+            b.close()
 
 
 @pytest.mark.fault("F-80")
