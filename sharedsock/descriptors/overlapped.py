@@ -19,6 +19,7 @@ import operator
 import threading
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from itertools import starmap
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -176,8 +177,8 @@ class Operation(Future[T]):
         if error is None and work is not None:
             try:
                 value = work.finish(value)
-            except BaseException as failure:
-                error = failure
+            except Exception as failure:
+                error = failure.with_traceback(None)
         self._let_go()
         with suppress(InvalidStateError):  # its owner has set an outcome himself
             if error is None:
@@ -195,15 +196,6 @@ class Operation(Future[T]):
             self._sent = work.sent
             work.release()
         self._work = self._station = self._value = self._error = None
-
-    def _take_back(self) -> None:
-        """Its caller was interrupted and will never see it: leave what it took to the next call (rule 3)."""
-        work, value = self._work, self._value
-        if work is not None and self._has_ended and self._error is None:
-            kept = work.keep(value)
-            if kept is not None:
-                work.station.kernel.kept.append(kept)
-                numbers.calm[work.station.kernel.slot] = 0
 
 
 # -- what the requests do -----------------------------------------------------------------------------------------
@@ -231,17 +223,23 @@ class _Work:
     """One request's call: made again until it does not raise BlockingIOError.
 
     Attributes:
-        sent: bytes queued so far.
+        taken: what a system call has returned, stored by the same C call: an interrupt of whoever tries, for this
+            request or another's, neither loses it nor has it made twice (rule 3).
     """
 
     kind: str
     direction = READ
-    sent = 0
+
+    @property
+    def sent(self) -> int:
+        """The bytes queued so far."""
+        return 0
 
     def __init__(self, descriptor: Descriptor) -> None:
         kernel = transfer.require_kernel(descriptor)
         self.station = service.station_of(kernel)
         self.descriptor = cast("Descriptor", _AtOnce(descriptor, kernel))
+        self.taken: list[Any] = []
 
     def __call__(self, rounds: int | None) -> Any:
         raise NotImplementedError
@@ -251,7 +249,7 @@ class _Work:
         return value
 
     def keep(self, value: Any) -> Any:
-        """Turn it into what the next call can use; None where there is nothing to keep."""
+        """Turn what was taken into what the next call can use; None where there is nothing to keep."""
         return None
 
     def release(self) -> None:
@@ -269,18 +267,13 @@ class _Receive(_Work):
         super().__init__(descriptor)
 
     def __call__(self, rounds: int | None) -> Any:
-        result = transfer.receive(
-            self.descriptor,
-            self.kind,
-            self.kind,
-            (self._bufsize, self._flags),
-            self.keep,
-            self._give,
-            self._bufsize,
-        )
-        if self._bufsize and not self.keep(result).data:
+        if not self.taken:
+            arguments = (self._bufsize, self._flags)
+            call = self.descriptor, self.kind, self.kind, arguments, self.keep, self._give, self._bufsize
+            self.taken.extend(starmap(transfer.receive, (call,)))
+        if self._bufsize and not self.keep(self.taken[0]).data:
             options.verdict_on_empty(self.descriptor)
-        return result
+        return self.taken[0]
 
     def keep(self, value: Any) -> Kept:
         return Kept(value)
@@ -302,6 +295,7 @@ class _ReceiveFrom(_Receive):
 class _Send(_Work):
     kind = "send"
     direction = WRITE
+    _sent_before = 0
 
     def __init__(self, descriptor: Descriptor, data: Any, flags: int) -> None:
         self._flags = operator.index(flags) | DONTWAIT | NOSIGNAL
@@ -317,8 +311,16 @@ class _Send(_Work):
             raise
 
     def __call__(self, rounds: int | None) -> Any:
-        self.sent = transfer.send(self.descriptor, self.kind, "send", (self._view, self._flags))
+        if not self.taken:
+            self._send(self._view)
         return self.sent
+
+    def _send(self, data: memoryview) -> None:
+        self.taken.extend(starmap(transfer.send, ((self.descriptor, self.kind, "send", (data, self._flags)),)))
+
+    @property
+    def sent(self) -> int:
+        return self._sent_before + int(sum(self.taken))
 
     def release(self) -> None:
         self._view.release()
@@ -330,7 +332,8 @@ class _SendAll(_Send):
     def __call__(self, rounds: int | None) -> None:
         while True:
             with self._view[self.sent :] as rest:
-                self.sent += transfer.send(self.descriptor, self.kind, "send", (rest, self._flags))
+                self._send(rest)
+            self._sent_before, self.taken = self.sent, []  # no interrupt between two stores
             if self.sent >= len(self._view):
                 return
             if rounds is not None:
@@ -346,10 +349,13 @@ class _Accept(_Work):
         self._into = into
         super().__init__(descriptor)
 
-    def __call__(self, rounds: int | None) -> tuple[KernelSocket, Any]:
-        return transfer.accept(self.descriptor)
+    def __call__(self, rounds: int | None) -> Any:
+        if not self.taken:
+            self.taken.extend(starmap(transfer.accept, ((self.descriptor,),)))
+        return self.taken[0]
 
     def finish(self, value: Any) -> Any:
+        self.taken = []  # from here on its client ends with its face
         kernel, address = value
         return self._into(kernel), address
 
@@ -408,14 +414,25 @@ def _begin(work: _Work, descriptor: Descriptor) -> Operation[Any]:
         if isinstance(failure, TypeError | ValueError | OverflowError):  # wrong arguments: nothing was started
             raise failure
     except BaseException:
-        if not service.withdraw(station, operation):
-            operation._take_back()
-        work.release()
+        service.withdraw(station, operation)
+        _take_back(work)
         raise
     finally:
         if station.kernel.aborted is not None:
             service.discard(station.kernel)
     return operation
+
+
+def _take_back(work: _Work) -> None:
+    """A caller was interrupted and will never see its operation: leave what it took to the next call (rule 3)."""
+    kernel = work.station.kernel
+    if kernel.aborted is None:
+        for taken in work.taken:
+            kept = work.keep(taken)
+            if kept is not None:
+                kernel.kept.append(kept)
+                numbers.calm[kernel.slot] = 0
+    work.release()
 
 
 def begin_recv(descriptor: Descriptor, bufsize: int, flags: int) -> Operation[bytes]:

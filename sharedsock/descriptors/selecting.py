@@ -107,8 +107,13 @@ def select(
             masks[number] = masks.get(number, 0) | asked
             if kernel is not None:
                 ours[number] = kernel
-    with polling.present(ours.values(), "select"):
+    here = polling.Presence(ours.values(), "select")
+    try:
+        here.enter()
         events = _poll(masks, ours, timeout, [kernel for _, _, kernel in found[0] if kernel is not None])
+    finally:
+        here.leave()
+        here.tell()
     return _sort(found, events)
 
 
@@ -232,20 +237,22 @@ class Selector(selectors.BaseSelector):
             return key
         # Race: a close marks, then takes the number out of every set it finds entered; we enter, then look for the
         # mark. Being present, we keep it from putting the dead file over the number in between.
-        with polling.present((kernel,), "register"):
+        here = polling.Presence((kernel,), "register")
+        try:
+            here.enter()
             self._kernels[number], self._keys[number], self._entered[number] = kernel, key, next(self._steps)
             polling.enter(kernel, self._polls)
-            try:
-                if kernel.aborted is None:
-                    self._polls.add(number, mask)
-            except BaseException:
-                if kernel.aborted is None:
-                    self._drop(number)
-                    raise
+            if kernel.aborted is None:
+                self._polls.add(number, mask)
             if kernel.aborted is not None:
-                self._polls.remove(number)
-                self._drop(number)
                 raise NotASocket(f"register: this process closed the descriptor in {kernel.aborted}")
+        except BaseException:
+            self._polls.remove(number)
+            self._drop(number)
+            raise
+        finally:
+            here.leave()
+            here.tell()
         return key
 
     def unregister(self, fileobj: Any) -> SelectorKey:
@@ -392,9 +399,14 @@ class Selector(selectors.BaseSelector):
             self._polls.remove(number)
             return
         polling.leave(kernel, self._polls)
-        with polling.present((kernel,), "unregister"):
+        here = polling.Presence((kernel,), "unregister")
+        try:
+            here.enter()
             if not kernel.is_buried:
                 self._polls.remove(number)
+        finally:
+            here.leave()
+            here.tell()
 
     def _lose(self, number: int) -> None:
         """A close has taken a number out of the set; wake whoever waits."""

@@ -17,6 +17,7 @@ import atexit
 import os
 import threading
 from _queue import Empty, SimpleQueue
+from _thread import start_new_thread
 from collections import deque
 from contextlib import suppress
 from time import monotonic
@@ -61,6 +62,7 @@ class Service:
         self.is_calling = False
         self.is_halting = False
         self._is_idle = False
+        self._launching = threading.Lock()
         self._told: SimpleQueue[None] = SimpleQueue()
 
     def start(self) -> None:
@@ -71,12 +73,24 @@ class Service:
         """
         self.is_halting = False
         self._told = SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
-        try:
-            self.thread.start()
-        except BaseException:
-            self.thread = None
-            raise
+        # Thread.start() is Python code that an interrupt may tear: a helper thread, which none can reach, starts ours.
+        outcome: SimpleQueue[RuntimeError | None] = SimpleQueue()
+        start_new_thread(self._launch, (outcome,))
+        error = outcome.get()
+        if error is not None:
+            raise error
+
+    def _launch(self, outcome: SimpleQueue[RuntimeError | None]) -> None:
+        with self._launching:  # the last start may have been interrupted, and be under way
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
+                try:
+                    self.thread.start()
+                except RuntimeError as error:
+                    self.thread = None
+                    outcome.put(error)
+                    return
+        outcome.put(None)
 
     def dismiss(self, station: Station) -> None:
         """Look after a station no longer."""
@@ -193,11 +207,16 @@ def enlist(station: Station) -> Service:
     with _starting:
         service = _current
         if service is None:
-            service = Service()
-        if service.thread is None:
-            service.start()
+            service = _current = Service()
         service.armed[station.number] = station
-        _current = service
+        try:
+            if service.thread is None:
+                service.start()
+        except RuntimeError:
+            del service.armed[station.number]
+            if not service.armed:
+                _current = None
+            raise
         return service
 
 
@@ -213,9 +232,10 @@ def abort(kernel: KernelSocket) -> None:
     """
     polling.forget(kernel)
     if _stations:
-        station = _stations.pop(id(kernel), None)
+        station = _stations.get(id(kernel))
         if station is not None:
             station.call()
+            discard(kernel)
 
 
 def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:

@@ -200,8 +200,10 @@ class Station:
     def _watch(self, service: Service, mask: int) -> None:
         # Race: a close marks, then takes the number out of every set it finds entered; we enter the set, then look
         # for the mark. Being present, we keep it from putting the dead file over the number in between.
-        with polling.present((self.kernel,), "overlapped"):
-            if self.kernel.aborted is None and mask != self._mask:
+        here = polling.Presence((self.kernel,), "overlapped")
+        try:
+            here.enter()
+            if self.kernel.aborted is None and (mask != self._mask or not mask):
                 polling.enter(self.kernel, service.polls)
                 try:
                     if not mask:
@@ -220,6 +222,9 @@ class Station:
                 polling.forget(self.kernel)
                 self._mask = 0
                 self._is_called = bool(len(self))
+        finally:
+            here.leave()
+            here.tell()
 
     def call(self) -> None:
         """Have the service look at this station; takes no lock, so it may come from anywhere."""

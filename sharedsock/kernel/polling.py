@@ -1,4 +1,4 @@
-"""Waiting on many sockets at once: the set of the service thread and of selectors, and a row for whoever waits.
+"""Waiting on many sockets at once: the set of the service thread and of selectors, and a row for who is inside.
 
 A `PollSet` is one plain, level-triggered epoll set. Each socket it watches is entered here, and a close has `forget`
 take the number out of every set after the mark, before the number stops being that socket (rule 6, I5).
@@ -11,7 +11,10 @@ from __future__ import annotations
 import math
 import os
 import select
-from contextlib import contextmanager, suppress
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from itertools import repeat
 from threading import get_ident
 from time import time
 from typing import TYPE_CHECKING, Any, Final
@@ -21,11 +24,11 @@ from sharedsock.kernel.waiting import WaitSet
 from sharedsock.kernel.waker import Waker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from sharedsock.kernel.sockets import KernelSocket
 
-__all__ = ["READABLE", "WRITABLE", "Bell", "PollSet", "enter", "forget", "is_ready", "leave", "present", "renew"]
+__all__ = ["READABLE", "WRITABLE", "Bell", "PollSet", "Presence", "enter", "forget", "is_ready", "leave", "renew"]
 
 # Linux gives EPOLLIN and POLLIN, EPOLLOUT and POLLOUT the same value; elsewhere there is no epoll.
 READABLE: Final = select.POLLIN
@@ -151,8 +154,9 @@ def leave(kernel: KernelSocket, polls: PollSet) -> None:
 def forget(kernel: KernelSocket) -> None:
     """Take a socket out of every set that watches it; by its closer, after the mark."""
     if _entered:
-        for polls in tuple(_entered.pop(id(kernel), {}).values()):
+        for polls in tuple(_entered.get(id(kernel), {}).values()):
             polls.forget(kernel.number)
+        _entered.pop(id(kernel), None)
 
 
 def renew() -> None:
@@ -167,22 +171,42 @@ def is_ready(number: int, mask: int) -> int:
     return sum(events for _, events in poll.poll(0))
 
 
-@contextmanager
-def present(kernels: Iterable[KernelSocket], kind: str) -> Iterator[None]:
-    """Be listed as an operation on these sockets: a close waits for us before the number stops being the socket.
+class Presence:
+    """A row on sockets that somebody is inside: a close waits for it before the number stops being the socket.
 
-    Who enters looks at `aborted` afterwards: a close that has not seen us has set that before.
+    Who enters looks at `aborted` afterwards: a close that has not seen the row has set that before. To be used as
+
+        here = Presence(kernels, kind)
+        try:
+            here.enter()
+            ...
+        finally:
+            here.leave()
+            here.tell()
+
+    and not as a context manager: an interrupt at the door of an __exit__ would leave the row there for ever.
+
+    Attributes:
+        leave: takes the row out, in one C call.
     """
-    entered = tuple(kernels)
-    waiter = [kind, time(), get_ident()]
-    key = id(waiter)
-    try:
-        for kernel in entered:
-            kernel.waiters[key] = waiter
-        yield
-    finally:
-        for kernel in entered:
-            kernel.waiters.pop(key, None)
+
+    __slots__ = ("_kernels", "_tables", "_waiter", "leave")
+
+    def __init__(self, kernels: Iterable[KernelSocket], kind: str) -> None:
+        self._kernels = tuple(kernels)
+        self._tables = [kernel.waiters for kernel in self._kernels]
+        self._waiter = [kind, time(), get_ident()]
+        leaving = map(dict.pop, self._tables, repeat(id(self._waiter)), repeat(None))
+        self.leave: Callable[[], object] = partial(deque, leaving, 0)
+
+    def enter(self) -> None:
+        """Put the row in."""
+        for table in self._tables:
+            table[id(self._waiter)] = self._waiter
+
+    def tell(self) -> None:
+        """Having left, tell each closer for whom we were the last to wait for."""
+        for kernel in self._kernels:
             for told, own_count in tuple(kernel.closers):
                 if len(kernel.waiters) <= own_count:
                     told.put(None)

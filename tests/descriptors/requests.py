@@ -62,7 +62,7 @@ def error_of(operation: Future[Any]) -> Any:
 
 def service_threads() -> list[threading.Thread]:
     """Return the service threads of this process: at most one, by promise."""
-    return [thread for thread in threading.enumerate() if thread.name == service.NAME]
+    return [thread for thread in threading.enumerate() if thread.name == service.NAME and thread.is_alive()]
 
 
 def wait_service_idle() -> None:

@@ -233,6 +233,24 @@ def test_another_descriptor_of_this_process_keeps_its_requests(pair: kinds.Pair)
         assert theirs.result(PATIENCE_S) == b"for the other"
 
 
+@pytest.mark.parametrize("end", ["a result", "an error of its own", "995"])
+def test_an_operation_that_has_ended_keeps_no_number(end: str, pair: kinds.Pair) -> None:
+    """I5, I6: a number waits for its last frame only; an operation, and its error, may be kept for ever."""
+    operation = pair.local.begin_recv(16)
+    if end == "a result":
+        pair.peer.send(b"x")
+    elif end == "an error of its own":
+        pair.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        pair.peer.close()
+    if end != "995":
+        operation.exception(PATIENCE_S)
+    pair.local.close()
+    operation.exception(PATIENCE_S)
+    requests.wait_service_idle()
+    assert ss.statistics().retiring == 0
+    assert operation.done()
+
+
 def test_a_detached_number_has_no_requests(pair: kinds.Pair) -> None:
     operation = pair.local.begin_recv(16)
     with socket.socket(fileno=pair.local.detach()) as plain:

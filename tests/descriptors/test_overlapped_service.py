@@ -278,7 +278,9 @@ def test_a_fork_does_not_wait_for_a_callback(pair: kinds.Pair) -> None:
     operation.add_done_callback(callback)
     pair.peer.send(b"x")
     assert inside.wait(PATIENCE_S)
+    began_s = monotonic()
     in_child(lambda: None)
+    assert monotonic() - began_s < service._HALT_BOUND_S
     forked.set()
     assert told.wait(PATIENCE_S)
     pair.peer.send(b"y")

@@ -13,6 +13,8 @@ import os
 import select
 import selectors
 import socket
+import subprocess
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -352,6 +354,15 @@ def test_with_no_number_for_its_bell_a_selector_is_not_made(monkeypatch: pytest.
     with pytest.raises(OSError, match="Too many") as refused:
         ss.Selector()
     assert refused.value.errno == errno.EMFILE
+
+
+@pytest.mark.fault("F-116", "F-118")
+def test_an_interpreter_ends_silently_with_a_selector_open() -> None:
+    code = "import sharedsock as ss; s = ss.Selector(); a, b = ss.socketpair(); s.register(a, 1)"
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore::ResourceWarning", "-c", code], capture_output=True, timeout=10, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"", b"")
 
 
 @pytest.mark.fault("F-86", "F-90")

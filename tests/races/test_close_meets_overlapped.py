@@ -90,6 +90,7 @@ def test_close_while_a_request_is_being_watched(
         patch.setattr(polling.PollSet, "add", held)
         begin = Call(stream.local.begin_recv, 16, name="poster")
         assert reached.wait(PATIENCE_S)
+        assert stream.local._descriptor.kernel.waiters, "the close can not bury the number under the poster's hands"
         close = closing(stream.local)
         go_on.set()
         assert error_of(begin.outcome()).winerror == 995

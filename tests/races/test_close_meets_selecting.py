@@ -67,6 +67,7 @@ def test_close_against_a_register(order: str, stream: kinds.Pair, monkeypatch: p
             register = Call(selector.register, stream.local, EVENT_READ)
             assert reached.wait(PATIENCE_S)
             kernel = stream.local._descriptor.kernel
+            assert kernel.waiters, "the close can not bury the number under the registering thread's hands"
             close = Call(stream.local.close, name="closer")
             stage.wait_for(lambda: kernel.aborted is not None, "the mark")
             go_on.set()
