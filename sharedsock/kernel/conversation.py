@@ -66,15 +66,17 @@ class Conversation:
         waiters = kernel.waiters
         arrivals = self._arrivals
         ident = get_ident()
-        if ident in waiters:  # a signal handler's receive, on top of this thread's own
-            return None
-        if ident in arrivals:  # the last one's, returned long since
-            del arrivals[ident]
         try:
             row = self._rows[ident]
         except KeyError:
             row = self._rows[ident] = ["recv", 0.0, ident]
         row[1] = time()
+        # From here to the row no call, so no signal: a handler that received in between would leave its own bytes as
+        # an arrival, and we would hand them out again.
+        if ident in waiters:  # we are that handler, on top of this thread's own receive
+            return None
+        if ident in arrivals:  # the last one's, returned long since
+            del arrivals[ident]
         try:
             waiters[ident] = row
             if kernel.aborted is None and not kernel.kept and here and trace.hook is None:

@@ -73,9 +73,13 @@ class PollSet(WaitSet):
         try:
             with numbers.gate:
                 self._epoll = system.make_epoll()
-                self.number = numbers.own(self._epoll.fileno())
+                self.number = self._epoll.fileno()
+                numbers.own(self.number)
             self._epoll.register(self.bell.number, READABLE)
         except OSError:
+            if self.number >= 0:
+                numbers.release(self.number, self._era, self._epoll.close)
+                self.number = -1
             self._epoll = None
 
     def add(self, number: int, mask: int) -> None:

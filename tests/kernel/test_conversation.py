@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 import sharedsock as ss
-from sharedsock.kernel import operations, sockets, waiting
+from sharedsock.kernel import conversation, operations, sockets, waiting
 from sharedsock.kernel.conversation import Conversation
 from sharedsock.kernel.operations import READ
 from sharedsock.kernel.sockets import KernelSocket
@@ -194,3 +194,20 @@ def test_the_face_converses_until_the_terms_change() -> None:
         ours.close()
         assert call.error(OperationAborted).winerror == 10004
         assert ours._talk is None
+
+
+@pytest.mark.fault("F-48", "F-50")
+def test_a_handler_that_receives_before_it_is_registered_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last place where a signal is looked for: the handler's bytes are the handler's, ours come after them."""
+    with connected() as (kernel, peer):
+        talk = talk_on(kernel, 3)
+        peer.sendall(b"abcdef")
+        handled: list[bytes | None] = []
+
+        def time_and_handler() -> float:
+            monkeypatch.undo()
+            handled.append(talk.receive())
+            return 0.0
+
+        monkeypatch.setattr(conversation, "time", time_and_handler)
+        assert (talk.receive(), handled) == (b"def", [b"abc"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sharedsock.kernel import numbers, operations, sockets, system, waiting
+from sharedsock.kernel import numbers, operations, polling, sockets, system, waiting
 from sharedsock.kernel.operations import READ
 from sharedsock.model.errors import OperationAborted
 from tests.kernel import kinds, stage
@@ -288,3 +288,28 @@ def test_a_reserve_closed_behind_our_back_is_not_closed_again() -> None:
     assert not numbers.spend_reserve()
     assert os.readlink(f"/proc/self/fd/{reserve}") == "/dev/null"
     os.close(reserve)
+
+
+@pytest.mark.fault("F-03")
+@pytest.mark.parametrize("where", ["epoll_create", "epoll_ctl"])
+def test_a_set_of_many_that_cannot_be_had_leaves_no_number(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bell is all it has; its destructor is silent."""
+    made = system.make_epoll
+
+    class Refusing:
+        def __init__(self) -> None:
+            if where == "epoll_create":
+                raise OSError(errno.EMFILE, "no set")
+            self._epoll = made()
+            self.fileno, self.close = self._epoll.fileno, self._epoll.close
+
+        def register(self, *_: object) -> None:
+            raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(system, "make_epoll", Refusing)
+    before = numbers.owned()
+    polls = polling.PollSet()
+    assert numbers.owned() - before == {polls.bell.number}
+    assert polls.wait(0) == []
+    del polls
+    assert numbers.owned() == before
