@@ -9,6 +9,7 @@ Source: "Closing Sockets" (Winsock SPI); Windows Sockets 1.1 sec. 2.7 for the nu
 from __future__ import annotations
 
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -167,4 +168,26 @@ def test_a_close_ends_a_connect_to_a_full_unix_backlog(company: tuple[Actor, Act
         assert not theirs.is_done()
         door.accept()[0].close()
         assert theirs.outcome() == Returned()
+        b.close(on=ON)
+
+
+@pytest.mark.fault("F-38")
+@pytest.mark.rule("CLOSE-20", "CLOSE-28")
+def test_a_close_ends_this_process_s_sendto_and_no_other_s(company: tuple[Actor, Actor], bounds: Any) -> None:
+    """Of the kinds of datagram socket only a Unix one waits for room: its peer's queue is full."""
+    a, b = company
+    with tempfile.TemporaryDirectory() as directory, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        path = f"{directory}/peer"
+        peer.bind(path)
+        peer.settimeout(kinds.PEER_TIMEOUT_S)
+        with ss.SharedSocket(socket.AF_UNIX, socket.SOCK_DGRAM) as local:
+            local.connect(path)
+            queued = kinds.fill(local)
+            hand_over(local, a, b)
+        ours = a.thread("caller").do("call_with", kinds.attribute_of, "sendto", ON, b"aa", path)
+        theirs = b.thread("caller").do("call_with", kinds.attribute_of, "sendto", ON, b"bb", path)
+        close_under(a, b, ours, bounds)
+        kinds.drain(peer, queued)
+        assert theirs.value() == 2
+        assert peer.recv(16) == b"bb"
         b.close(on=ON)
