@@ -9,7 +9,7 @@ from time import monotonic
 
 import pytest
 
-from sharedsock.kernel import operations, sockets
+from sharedsock.kernel import operations, sockets, waiting
 from sharedsock.kernel.operations import READ
 from sharedsock.model.errors import NotASocket, OperationAborted
 from sharedsock.testing.observation import thread_facts
@@ -128,9 +128,12 @@ def test_a_call_that_begins_after_the_close_is_not_a_socket(pair: Pair) -> None:
 
 
 @pytest.mark.fault("F-38")
-def test_a_blocked_thread_makes_no_system_call(pair: Pair) -> None:
+@pytest.mark.parametrize("set_is_made", [False, True])
+def test_a_blocked_thread_makes_no_system_call(pair: Pair, set_is_made: bool) -> None:
     """I7: no waiting in slices; two equal looks at a sleeping thread show that it made no call in between."""
     kernel = kinds.adopt(pair.local)
+    if set_is_made:
+        waiting.set_of(kernel, READ)
     blocked = stage.blocked(kernel, RECEIVES[0])
     assert blocked.thread.native_id is not None
     first = thread_facts(os.getpid(), blocked.thread.native_id)

@@ -120,8 +120,8 @@ def test_a_child_has_a_data_plane_of_its_own() -> None:
 
 
 UNHOOKED = """
-    import ctypes, os, signal, socket, threading
-    from sharedsock.kernel import numbers, operations, sockets, waiting
+    import ctypes, os, select
+    from sharedsock.kernel import numbers, sockets
     from tests.kernel import kinds, stage
     from tests.kernel.kinds import RECEIVES
 
@@ -145,8 +145,11 @@ UNHOOKED = """
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert numbers.calm[0] == 1
     assert call.thread.is_alive() and len(kernel.waiters) == 1, "the child's abort has ended the parent's wait"
+    assert not select.select([kernel.waker.number], [], [], 0)[0], "the child has woken the parent's waiters for ever"
     pair.peer.send(b"still ours")
     assert call.outcome() == b"still ours"
+    pair.peer.send(b"more")
+    assert kernel.sets[0].poll(1, 8) == [(kernel.number, select.EPOLLIN)], "out of the parent's set"
     kinds.close(kernel)
     print("ok")
 """

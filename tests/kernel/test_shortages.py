@@ -35,21 +35,26 @@ def _is_open(number: int) -> bool:
     return True
 
 
+def plug_all(plugs: list[int]) -> None:
+    """Take every number that is free."""
+    with suppress(OSError):
+        while True:
+            plugs.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+
+
 @contextmanager
-def free_numbers(count: int) -> Iterator[None]:
-    """Leave exactly `count` file numbers free, for the time of a block."""
+def free_numbers(count: int) -> Iterator[list[int]]:
+    """Leave exactly `count` file numbers free, for the time of a block; yields the numbers that fill the gaps."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     plugs: list[int] = []
     try:
         # The limit goes just above what is open, and plugs fill the gaps below it.
         top = max(map(int, os.listdir("/proc/self/fd"))) + 1
         resource.setrlimit(resource.RLIMIT_NOFILE, (top + count, hard))
-        with suppress(OSError):
-            while True:
-                plugs.append(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+        plug_all(plugs)
         for _ in range(count):
             os.close(plugs.pop())
-        yield
+        yield plugs
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for plug in plugs:
@@ -190,9 +195,8 @@ def test_a_close_keeps_the_real_file_although_the_table_is_full() -> None:
     """The reserve number is spent on it; the next number that is freed becomes the reserve."""
     pairs = [kinds.make_pair("unix-stream") for _ in range(3)]
     kernels = [kinds.adopt(pair.local) for pair in pairs]
-    with free_numbers(0):
-        for pair in pairs:
-            kernel = kernels.pop(0)
+    with free_numbers(0) as plugs:
+        for pair, kernel in zip(pairs, kernels, strict=True):
             sockets.abort(kernel, "the test")
             kept = sockets.keep_and_bury(kernel, keep=True)
             assert kept is not None
@@ -201,6 +205,7 @@ def test_a_close_keeps_the_real_file_although_the_table_is_full() -> None:
                 pair.peer.recv(1)
             numbers.release(kept, numbers.current_era())
             assert pair.peer.recv(1) == b""
+            plug_all(plugs)  # somebody else takes whatever is free now
     for pair in pairs:
         pair.close()
 
