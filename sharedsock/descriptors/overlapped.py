@@ -61,7 +61,8 @@ class Operation(Future[T]):
     """One overlapped request.
 
     Its callbacks run in the service thread, in the thread that cancels it, or, if it has ended, in the one that adds
-    them. No lock is held; they may begin, cancel and close, but must not wait for another operation.
+    them. No lock is held; they may begin, cancel and close, but must not wait for another operation, and while one
+    runs in the service thread no other request is served.
 
     A forked child has no part in it: `result()` and `exception()` of one that was pending raise `ForkedDescriptor`.
 

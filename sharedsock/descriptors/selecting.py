@@ -249,6 +249,8 @@ class Selector(selectors.BaseSelector):
         except BaseException:
             self._polls.remove(number)
             self._drop(number)
+            if kernel.aborted is not None:
+                polling.forget(kernel)
             raise
         finally:
             here.leave()
@@ -276,11 +278,17 @@ class Selector(selectors.BaseSelector):
         key = self._key_of(fileobj)
         if events != key.events:
             mask = _mask_of(events)
+            here = polling.Presence([self._kernels[key.fd]] if key.fd in self._kernels else (), "modify")
             try:
-                self._polls.change(key.fd, mask)
+                here.enter()
+                if self._keys.get(key.fd) is key:
+                    self._polls.change(key.fd, mask)
             except BaseException:
                 self._drop(key.fd)
                 raise
+            finally:
+                here.leave()
+                here.tell()
         changed = key._replace(events=events, data=data)
         if key.fd not in self._keys:
             raise KeyError(f"{fileobj!r} was closed meanwhile")

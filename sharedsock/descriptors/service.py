@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 from _queue import Empty, SimpleQueue
 from _thread import start_new_thread
@@ -40,6 +41,7 @@ NAME: Final = "sharedsock-service"
 # A thread that has nothing to do waits this long for the next request before it ends.
 _IDLE_S: Final = 0.05
 _HALT_BOUND_S: Final = 1.0
+_RETRY_S: Final = 0.02
 
 
 class Service:
@@ -120,7 +122,12 @@ class Service:
     def _run(self) -> None:
         while not self._is_over():
             for station in self._due():
-                station.serve(is_event=True)
+                try:
+                    station.serve(is_event=True)
+                except Exception:  # MemoryError: what could not be done now is tried again, by the clock
+                    station.retry_at_s = monotonic() + _RETRY_S
+                    self.paused[station.number] = station
+                    _report()
                 if station.ended:
                     self._settle(station)
                 if numbers.current_era() != self.era:  # a callback has forked: this is the child, which owns nothing
@@ -130,10 +137,14 @@ class Service:
         self.is_calling = True
         if self.is_halting:
             self._told.put(None)
-        try:
-            station.settle()
-        finally:
-            self.is_calling = False
+        while station.ended:
+            try:
+                station.settle()
+            except SystemExit:  # in a callback it would end this thread, silently; the others need it
+                pass
+            except BaseException:
+                _report()
+        self.is_calling = False
 
     def _due(self) -> list[Station]:
         """Wait for something to do; return the stations concerned."""
@@ -173,6 +184,11 @@ class Service:
             if _current is self:
                 _current = None
             return True
+
+
+def _report() -> None:
+    """Show the exception at hand as one of this thread's, which goes on."""
+    threading.excepthook(threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread())))
 
 
 # Held to start and to end the thread, and for nothing else.

@@ -123,7 +123,8 @@ class Station:
                         self._note_losses(any(has_progress))
                     self._arm(service)
                 except BaseException:
-                    self.call()
+                    if not is_event:
+                        self.call()
                     raise
                 finally:
                     self._is_serving = False
@@ -199,32 +200,37 @@ class Station:
 
     def _watch(self, service: Service, mask: int) -> None:
         # Race: a close marks, then takes the number out of every set it finds entered; we enter the set, then look
-        # for the mark. Being present, we keep it from putting the dead file over the number in between.
+        # for the mark. Being present, we keep it from putting the dead file over the number in between. Once it is
+        # marked when we come, the number may be another socket's: then the set is none of our business.
         here = polling.Presence((self.kernel,), "overlapped")
         try:
             here.enter()
-            if self.kernel.aborted is None and (mask != self._mask or not mask):
-                polling.enter(self.kernel, service.polls)
-                try:
-                    if not mask:
-                        service.polls.remove(self.number)
-                    elif self._mask:
-                        service.polls.change(self.number, mask)
-                    else:
-                        service.polls.add(self.number, mask)
-                    self._mask = mask
-                except OSError:  # ENOSPC, ENOMEM: there is no event to be had, so the clock serves
+            if not self._is_aborted() and (mask != self._mask or not mask):
+                self._tell_set(service, mask)
+                if self._is_aborted():
                     service.polls.remove(self.number)
-                    self._mask = 0
-                    self._pause()
-            if self.kernel.aborted is not None:
-                service.polls.remove(self.number)
-                polling.forget(self.kernel)
+                    polling.forget(self.kernel)
+            if self._is_aborted():
                 self._mask = 0
                 self._is_called = bool(len(self))
         finally:
             here.leave()
             here.tell()
+
+    def _tell_set(self, service: Service, mask: int) -> None:
+        polling.enter(self.kernel, service.polls)
+        try:
+            if not mask:
+                service.polls.remove(self.number)
+            elif self._mask:
+                service.polls.change(self.number, mask)
+            else:
+                service.polls.add(self.number, mask)
+            self._mask = mask
+        except OSError:  # ENOSPC, ENOMEM: there is no event to be had, so the clock serves
+            service.polls.remove(self.number)
+            self._mask = 0
+            self._pause()
 
     def call(self) -> None:
         """Have the service look at this station; takes no lock, so it may come from anywhere."""
@@ -255,11 +261,7 @@ class Station:
                 taken.extend(starmap(self.ended.popleft, ((),)))
             except IndexError:  # its poster was faster
                 return
-            try:
-                taken.pop().settle()
-            except BaseException:  # a callback that ends the thread: the rest is not lost
-                self.call()
-                raise
+            taken.pop().settle()
 
     def settle_own(self, request: Request) -> None:
         """Settle the request just posted, if it has ended; what others posted is left to the service thread."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final
 
@@ -58,6 +60,26 @@ def error_of(operation: Future[Any]) -> Any:
     error = operation.exception(PATIENCE_S)
     assert error is not None, operation
     return error
+
+
+@contextmanager
+def service_held() -> Iterator[None]:
+    """Keep the service thread inside a callback, so that only those who begin requests serve them."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(_: Future[bytes]) -> None:
+        inside.set()
+        go_on.wait(PATIENCE_S)
+
+    near, far = ss.socketpair()
+    with near, far:
+        near.begin_recv(1).add_done_callback(hold)
+        far.send(b"x")
+        assert inside.wait(PATIENCE_S)
+        try:
+            yield
+        finally:
+            go_on.set()
 
 
 def service_threads() -> list[threading.Thread]:

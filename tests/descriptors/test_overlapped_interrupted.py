@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from selectors import EVENT_READ
 from typing import Any
 
@@ -87,6 +88,32 @@ def test_a_receive_that_has_to_wait_is_not_started() -> None:
         requests.wait_service_idle()
 
     assert sweep(prepare, lambda given: given[0].begin_recv(64), check) > 2
+
+
+@pytest.mark.fault("F-50")
+@pytest.mark.rule("OVERLAP-9")
+def test_whoever_tries_for_another_s_request_loses_nothing_of_it() -> None:
+    """A request that is begun behind one that waits tries that one first, in the thread that may be interrupted."""
+    held = ExitStack()
+
+    def prepare() -> tuple[ss.SharedSocket, socket.socket, Any]:
+        shared, peer = pair_with_data()
+        shared.recv(64)
+        operation = shared.begin_recv(4)
+        held.enter_context(requests.service_held())
+        peer.send(b"his mine")
+        return shared, peer, operation
+
+    def check(given: tuple[ss.SharedSocket, socket.socket, Any], mine: Any, where: str) -> None:
+        shared, peer, his = given
+        with shared, peer:
+            held.close()
+            assert his.result(PATIENCE_S) == b"his ", where
+            shared.settimeout(0)
+            assert (shared.recv(64) if mine is None else mine.result(PATIENCE_S)) == b"mine", where
+        requests.wait_service_idle()
+
+    assert sweep(prepare, lambda given: given[0].begin_recv(4), check) > 2
 
 
 @pytest.mark.fault("F-50")

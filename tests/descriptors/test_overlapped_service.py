@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import pytest
 
 import sharedsock as ss
-from sharedsock.descriptors import service
+from sharedsock.descriptors import service, stations
 from sharedsock.kernel import polling, system
 from tests.descriptors import kinds, requests, sharers
 from tests.descriptors.requests import PATIENCE_S, error_of
@@ -208,6 +208,58 @@ def test_a_callback_that_raises_harms_nobody(pair: kinds.Pair, caplog: pytest.Lo
     requests.wait_service_idle()
     assert "mine" in caplog.text, "concurrent.futures has logged it"
     caplog.clear()  # its record holds the traceback, and that the service's frames
+
+
+@pytest.mark.fault("F-119")
+def test_a_callback_that_exits_does_not_end_the_service(pair: kinds.Pair) -> None:
+    first, second = pair.local.begin_recv(1), pair.local.begin_recv(1)
+    first.add_done_callback(lambda _: sys.exit("mine"))
+    pair.peer.send(b"ab")
+    assert (first.result(PATIENCE_S), second.result(PATIENCE_S)) == (b"a", b"b")
+
+
+@pytest.mark.fault("F-84", "F-97")
+def test_what_fails_for_want_of_memory_is_tried_again(pair: kinds.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the service's own books, not in the request, which would have the error as its outcome."""
+    reported: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", lambda report: reported.append(report.exc_type))
+    operation = pair.local.begin_recv(1)
+    real = stations.Station._note_losses
+
+    def fail(station: stations.Station, has_progress: bool) -> None:
+        monkeypatch.setattr(stations.Station, "_note_losses", real)
+        raise MemoryError
+
+    monkeypatch.setattr(stations.Station, "_note_losses", fail)
+    pair.peer.send(b"x")
+    assert operation.result(PATIENCE_S) == b"x"
+    assert reported == [MemoryError]
+
+
+@pytest.mark.fault("F-47")
+def test_a_detached_number_that_is_another_descriptor_s_by_now_is_left_to_that(pair: kinds.Pair) -> None:
+    """The service comes to the old station late: the number it had is watched for the new one."""
+    inside, go_on = threading.Event(), threading.Event()
+    with kinds.pair_of("unix-stream") as other, kinds.pair_of("unix-stream") as spare:
+        holding, detached = other.local.begin_recv(1), pair.local.begin_recv(1)
+
+        def hold(_: object) -> None:
+            inside.set()
+            go_on.wait(PATIENCE_S)
+
+        holding.add_done_callback(hold)
+        other.peer.send(b"x")
+        assert inside.wait(PATIENCE_S)
+        number = pair.local.detach()
+        plain = spare.local.detach()
+        os.dup2(plain, number, inheritable=False)
+        os.close(plain)
+        with ss.adopt(socket.socket(fileno=number)) as fresh:
+            operation = fresh.begin_recv(1)
+            go_on.set()
+            assert error_of(detached).winerror == 995
+            spare.peer.send(b"y")
+            assert operation.result(PATIENCE_S) == b"y"
 
 
 # -- forks ------------------------------------------------------------------------------------------------------------

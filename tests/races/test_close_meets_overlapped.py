@@ -169,6 +169,58 @@ def test_cancel_against_a_try_that_takes(stream: kinds.Pair, points: stage.Point
     assert operation.result(PATIENCE_S) == b"taken"
 
 
+@pytest.mark.fault("F-48")
+@pytest.mark.parametrize("point", ["op.enter", "op.done"])
+def test_cancel_on_top_of_this_thread_s_own_try(point: str, stream: kinds.Pair, points: stage.Points) -> None:
+    """A signal handler's, while its thread tries for the request: too late, whatever the try comes to."""
+    answers: list[bool] = []
+    his = stream.local.begin_recv(4)
+    with requests.service_held():
+        stream.peer.send(b"his mine")
+        kinds.wait_event(stream.local)
+        points.act(point, lambda: answers.append(his.cancel()))
+        mine = stream.local.begin_recv(4)
+        assert mine.result(0) == b"mine"
+    assert his.result(PATIENCE_S) == b"his "
+    assert answers == [False]
+
+
+@pytest.mark.rule("OVERLAP-9")
+@pytest.mark.parametrize("point", ["op.enter", "op.done"])
+def test_begin_on_top_of_this_thread_s_own_try(point: str, stream: kinds.Pair, points: stage.Points) -> None:
+    """A signal handler's: it queues behind, and the frame below serves it."""
+    third: list[ss.Operation[bytes]] = []
+    first = stream.local.begin_recv(4)
+    with requests.service_held():
+        stream.peer.send(b"1st 2nd 3rd ")
+        kinds.wait_event(stream.local)
+        points.act(point, lambda: third.append(stream.local.begin_recv(4)))
+        second = stream.local.begin_recv(4)
+        assert second.result(0) == b"2nd "
+    assert first.result(PATIENCE_S) == b"1st "
+    assert third[0].result(PATIENCE_S) == b"3rd "
+
+
+@pytest.mark.fault("F-48")
+@pytest.mark.parametrize("point", ["op.enter", "op.done"])
+def test_close_on_top_of_this_thread_s_own_try(point: str, stream: kinds.Pair, points: stage.Points) -> None:
+    """A signal handler's: what the try below it has taken is delivered, and nothing is taken after it."""
+    with stream.local.dup() as other:
+        his = stream.local.begin_recv(4)
+        with requests.service_held():
+            stream.peer.send(b"his mine")
+            kinds.wait_event(stream.local)
+            points.act(point, stream.local.close)
+            mine = stream.local.begin_recv(4)
+        assert error_of(mine).winerror == 995
+        if point == "op.done":
+            assert his.result(PATIENCE_S) == b"his "
+            assert other.recv(16) == b"mine"
+        else:
+            assert error_of(his).winerror == 995
+            assert other.recv(16) == b"his mine"
+
+
 @pytest.mark.rule("OVERLAP-17")
 @pytest.mark.parametrize("order", ["cancel first", "close first"])
 def test_cancel_against_close(order: str, stream: kinds.Pair) -> None:
