@@ -12,6 +12,7 @@ import errno
 import operator
 import os
 import socket
+import sys
 import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self, cast
@@ -180,6 +181,9 @@ class SharedSocket(socket.socket):
 
     def fileno(self) -> int:
         """Return the file number, -1 once closed. Using it elsewhere is your own affair: nothing guards it there."""
+        if self._descriptor.client is not None and sys._getframe(1).f_globals.get("__name__") == "ssl":
+            # An SSLSocket takes the number, calls detach() then, and if that refuses closes the number it has.
+            raise closing.not_alone(self._descriptor)
         return self._descriptor.kernel.number
 
     def __repr__(self) -> str:

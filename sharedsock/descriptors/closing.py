@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.registry.client import Client
 
-__all__ = ["close", "collect", "forget"]
+__all__ = ["close", "collect", "forget", "not_alone"]
 
 
 def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = True) -> None:
@@ -111,11 +111,7 @@ def forget(descriptor: Descriptor) -> int:
         if descriptor.client is not None:
             descriptor.close_once.release()
             closing.won.clear()
-            raise from_errno(
-                errno.EINVAL,
-                f"descriptor {descriptor.id} was shared, so its file number alone is not the socket: give a program of "
-                "yours share(pid), and one without sharedsock lend(pid)",
-            )
+            raise not_alone(descriptor)
         kernel = closing.abort()
         closing.drain()
         if descriptor.local.linger_s:  # emulated up to now; whoever has the number has only the kernel's
@@ -124,6 +120,15 @@ def forget(descriptor: Descriptor) -> int:
     except BaseException:
         closing.cut_short()
         raise
+
+
+def not_alone(descriptor: Descriptor) -> OSError:
+    """Build the error of a descriptor that was shared, where somebody wants its number for himself."""
+    return from_errno(
+        errno.EINVAL,
+        f"descriptor {descriptor.id} was shared, so its file number alone is not the socket: give a program of yours "
+        "share(pid), and one without sharedsock lend(pid); for TLS there is wrap_tls()",
+    )
 
 
 class _Closing:
@@ -204,7 +209,10 @@ class _Closing:
         if self._kept[0] is not None:
             # The C object closes its number once, however often it is told to: drop() may be cut short and done again.
             self._view.extend(starmap(_socket.socket, ((kernel.family, kernel.type, kernel.proto, self._kept[0]),)))
-            self._view[0].settimeout(0.0)  # else a default timeout would make its calls wait
+            if socket.getdefaulttimeout() is not None:
+                # Else its calls would wait so long. Not without need: a program without sharedsock that has cleared
+                # O_NONBLOCK for itself would find it set again, by a close of ours (I4).
+                self._view[0].settimeout(0.0)
         if trace.hook is not None:
             trace.hit("close.fd_closed", descriptor=self._descriptor.id)
 

@@ -77,3 +77,16 @@ def test_detach_gives_out_what_there_is() -> None:
     os.close(number)
     assert s.detach() == number
     assert s.fileno() == -1
+
+
+def test_a_close_leaves_a_foreign_program_the_mode_it_has_chosen() -> None:
+    """O_NONBLOCK belongs to all who have the file: one that cleared it waits in the kernel, before and after (I4)."""
+    a, b = ss.socketpair()
+    foreign = os.dup(a.fileno())
+    try:
+        os.set_blocking(foreign, True)
+        a.close()
+        assert os.get_blocking(foreign)
+    finally:
+        os.close(foreign)
+        b.close()
