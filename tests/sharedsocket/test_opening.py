@@ -42,6 +42,17 @@ def test_a_new_socket_is_of_the_kind_asked_for(family: int, kind: int) -> None:
         assert not shared.get_inheritable()
 
 
+@pytest.mark.fault("F-51")
+@pytest.mark.parametrize("timeout_s", [None, 0.0, 1.0])
+def test_a_timeout_leaves_the_file_description_alone(timeout_s: float | None) -> None:
+    """Rule 5: O_NONBLOCK is common to all sharers, so no timeout of one of them touches it."""
+    with ss.SharedSocket() as shared:
+        shared.settimeout(timeout_s)
+        assert not os.get_blocking(shared.fileno())
+        shared.setblocking(True)
+        assert not os.get_blocking(shared.fileno())
+
+
 def test_the_defaults_are_the_stdlib_s() -> None:
     with ss.SharedSocket() as shared, socket.socket() as plain:
         assert (shared.family, shared.type, shared.proto) == (plain.family, plain.type, plain.proto)
