@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from functools import partial
 from threading import get_ident
-from time import time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.kernel import operations
@@ -70,7 +70,7 @@ class Conversation:
             row = self._rows[ident]
         except KeyError:
             row = self._rows[ident] = ["recv", 0.0, ident]
-        row[1] = time()
+        row[1] = monotonic()
         # From here to the row no call, so no signal: a handler that received in between would leave its own bytes as
         # an arrival, and we would hand them out again.
         if ident in waiters:  # we are that handler, on top of this thread's own receive

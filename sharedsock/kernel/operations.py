@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 Waiter: TypeAlias = list[Any]
-"""One operation inside `perform`: [kind, since_s, thread ident], and then what its call has taken.
+"""One operation inside `perform`: [kind, since when (monotonic), thread ident], and then what its call has taken.
 
 A plain list, because every blocking call makes one: an object with an __init__ costs 250 ns more.
 """
@@ -69,11 +69,12 @@ _SPIN_S: Final = 0.0002
 def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:
     """Return the operations of this process that wait on the socket now."""
     threads = {thread.ident: thread for thread in threading.enumerate()}
+    epoch_s = time() - monotonic()
     rows = []
     for kind, since_s, ident, *_ in tuple(kernel.waiters.values()):
         thread = threads.get(ident)
         name, native_id = ("", 0) if thread is None else (thread.name, thread.native_id or 0)
-        rows.append(PendingOperation(name, native_id, kind, since_s))
+        rows.append(PendingOperation(name, native_id, kind, epoch_s + since_s))
     return tuple(rows)
 
 
@@ -115,9 +116,10 @@ def perform(
         OSError: as the call.
     """
     # The hot path of a conversation: a blocking receive is one pass through here, so each line was measured.
-    deadline = None if timeout_s is None else monotonic() + timeout_s
+    now_s = monotonic()
+    deadline = None if timeout_s is None else now_s + timeout_s
     left_s = timeout_s
-    waiter: Waiter = [kind, time(), get_ident()]
+    waiter: Waiter = [kind, now_s, get_ident()]
     key = id(waiter)
     waiters = kernel.waiters
     try:
@@ -293,8 +295,9 @@ def _connect_to_full_backlog(kernel: KernelSocket, address: Any, timeout_s: floa
     The kernel answers EAGAIN, remembers nothing, and has no event for "there is room": only a blocking connect could
     wait, and nobody could abort it. So we try again at growing intervals, and wait for the waker in between.
     """
-    deadline = None if timeout_s is None else monotonic() + timeout_s
-    waiter: Waiter = ["connect", time(), get_ident()]
+    now_s = monotonic()
+    deadline = None if timeout_s is None else now_s + timeout_s
+    waiter: Waiter = ["connect", now_s, get_ident()]
     key = id(waiter)
     interval_s = _FIRST_PAUSE_S
     try:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from itertools import repeat
 from threading import get_ident
-from time import time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.kernel import numbers, system
@@ -199,7 +199,7 @@ class Presence:
     def __init__(self, kernels: Iterable[KernelSocket], kind: str) -> None:
         self._kernels = tuple(kernels)
         self._tables = [kernel.waiters for kernel in self._kernels]
-        self._waiter = [kind, time(), get_ident()]
+        self._waiter = [kind, monotonic(), get_ident()]
         leaving = map(dict.pop, self._tables, repeat(id(self._waiter)), repeat(None))
         self.leave: Callable[[], object] = partial(deque, leaving, 0)
 

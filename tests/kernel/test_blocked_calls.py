@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 
 import pytest
 
@@ -155,3 +155,19 @@ def test_a_timeout_ends_the_wait_and_takes_nothing(pair: Pair, timeout_s: float,
     pair.peer.send(b"later")
     assert operations.perform(kernel, "recv", READ, 5.0, kernel.recv, (16,)) == b"later"
     assert not kernel.waiters
+
+
+@pytest.mark.fault("F-103")
+def test_since_when_it_waits_is_told_by_the_wall_and_kept_by_the_monotonic_clock(pair: Pair) -> None:
+    """A clock that is set meanwhile moves neither the time that is left nor how long it has waited."""
+    kernel = kinds.adopt(pair.local)
+    before_s = time()
+    blocked = stage.blocked(kernel, RECEIVES[0])
+    (row,) = operations.pending(kernel)
+    assert before_s - 0.01 <= row.since_s <= time() + 0.01
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(operations, "time", lambda: time() + 86400.0)
+        (later,) = operations.pending(kernel)
+    assert abs(later.since_s - row.since_s - 86400.0) < 0.01
+    kinds.close(kernel)
+    blocked.error(OperationAborted)

@@ -204,10 +204,10 @@ def test_a_handler_that_receives_before_it_is_registered_leaves_nothing_behind(m
         peer.sendall(b"abcdef")
         handled: list[bytes | None] = []
 
-        def time_and_handler() -> float:
+        def clock_and_handler() -> float:
             monkeypatch.undo()
             handled.append(talk.receive())
             return 0.0
 
-        monkeypatch.setattr(conversation, "time", time_and_handler)
+        monkeypatch.setattr(conversation, "monotonic", clock_and_handler)
         assert (talk.receive(), handled) == (b"def", [b"abc"])
