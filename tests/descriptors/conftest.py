@@ -5,13 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
-from typing import Any
 
 import pytest
 
 import sharedsock as ss
 from sharedsock.testing import Actors
+from tests.stdlib_helpers import stop_helpers
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +35,4 @@ def light_children(registry: ss.Registry) -> Iterator[None]:
         patch.setattr(sys.modules["__main__"], "__spec__", None)
         patch.delattr(sys.modules["__main__"], "__file__", raising=False)
         yield
-    ends: tuple[Any, ...] = forkserver._forkserver, resource_tracker._resource_tracker
-    for helper in ends:
-        helper._stop()  # the next module's environment is another, and the session's end wants to see nobody
+    stop_helpers()

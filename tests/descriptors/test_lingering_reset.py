@@ -61,10 +61,10 @@ def test_a_hard_linger_acts_at_the_last_close_whoever_set_it(
 def test_a_reset_leaves_no_time_wait() -> None:
     with kinds.pair_of("tcp4") as pair:
         kinds.set_linger(pair.local, 0)
-        port = pair.local.getsockname()[1]
+        ports = pair.local.getsockname()[1], pair.peer.getsockname()[1]
         pair.local.close()
         assert kinds.is_reset(pair.peer)
-        assert not [found for found in tcp_sockets() if found.local_port == port and found.inode == 0]
+        assert not [found for found in tcp_sockets() if (found.local_port, found.remote_port) == ports]
 
 
 @pytest.mark.fault("F-66")

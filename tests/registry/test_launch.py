@@ -11,7 +11,6 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import pytest
 from sharedsock.model.errors import RegistryGone
 from sharedsock.registry import connect, launch, runtime
 from tests.registry.double import T_EXIT_S, Script, in_child, open_numbers, registries, tree, wait_ended
+from tests.stdlib_helpers import stop_helpers
 
 
 @pytest.fixture
@@ -255,8 +255,7 @@ def test_a_daemonic_worker_can_start_it(own_tree: str, method: str) -> None:
         ours.close()
         theirs.close()
         # multiprocessing keeps these two for the next worker; here each test ends with no process of its own.
-        forkserver._forkserver._stop()  # type: ignore[attr-defined]
-        resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]
+        stop_helpers()
 
 
 @pytest.mark.fault("F-79")

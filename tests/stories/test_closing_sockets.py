@@ -15,7 +15,6 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ import sharedsock as ss
 from sharedsock.testing import Aborted, Accepted, Actor, Actors, Pending, Raised, Received, Returned
 from sharedsock.testing.observation import socket_inodes
 from tests.descriptors import kinds
+from tests.stdlib_helpers import stop_helpers
 
 METHODS = ("fork", "forkserver", "spawn", "exec")
 THREADS = ("first", "second", "third")
@@ -45,9 +45,7 @@ def light_children(registry: ss.Registry) -> Iterator[None]:
         patch.setattr(sys.modules["__main__"], "__spec__", None)
         patch.delattr(sys.modules["__main__"], "__file__", raising=False)
         yield
-    helpers: tuple[Any, ...] = forkserver._forkserver, resource_tracker._resource_tracker
-    for helper in helpers:
-        helper._stop()
+    stop_helpers()
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing import forkserver, resource_tracker
-from typing import Any
 
 import pytest
 
@@ -20,6 +18,7 @@ import sharedsock as ss
 from sharedsock.registry import runtime
 from sharedsock.testing import Aborted, Actor, Actors, Raised, Received
 from sharedsock.testing.commands import Belongings
+from tests.stdlib_helpers import stop_helpers
 
 METHODS = ("fork", "forkserver", "spawn", "exec")
 BOUND_S = 10.0
@@ -40,9 +39,7 @@ def light_children(registry: ss.Registry) -> Iterator[None]:
         patch.setattr(sys.modules["__main__"], "__spec__", None)
         patch.delattr(sys.modules["__main__"], "__file__", raising=False)
         yield
-    helpers: tuple[Any, ...] = forkserver._forkserver, resource_tracker._resource_tracker
-    for helper in helpers:
-        helper._stop()
+    stop_helpers()
 
 
 @contextlib.contextmanager
