@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sharedsock.descriptors import closing, launching, options, service, sharing, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
-from sharedsock.descriptors.transfer import Kept
+from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept
 from sharedsock.kernel import operations, sockets
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
@@ -59,6 +59,11 @@ _LONGEST_S: Final = (2**31 - 1) // 1000  # poll(2) counts milliseconds in an int
 _NEVER_S: Final = (2**63 - 1) // 10**9  # the stdlib counts nanoseconds in 64 bits
 _Plain: Final = socket.socket  # who tests or blocks sockets may put another class into the module, even ours
 _NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
+
+
+def _timeout_of(flags: int) -> float:
+    """Return the timeout that a caller's flags ask for: MSG_DONTWAIT is 0 for this one call."""
+    return 0.0 if flags & DONTWAIT else OWN_TIMEOUT
 
 
 def _enum(kind: Any, value: int) -> Any:
@@ -397,9 +402,11 @@ class SharedSocket(socket.socket):
     def _receive(self, bufsize: int, flags: int, has_tried: bool = False) -> bytes:
         """Receive off the hot paths; where this had to wait, the next ones on the same terms are a conversation."""
         descriptor = self._descriptor
-        now = 0 if flags is _UNFLAGGED else flags & DONTWAIT
+        timeout_s = OWN_TIMEOUT if flags is _UNFLAGGED else _timeout_of(flags)
         arguments = (bufsize, flags | DONTWAIT)
-        data: bytes = transfer.receive(descriptor, "recv", "recv", arguments, Kept, _data_of, bufsize, has_tried, now)
+        data: bytes = transfer.receive(
+            descriptor, "recv", "recv", arguments, Kept, _data_of, bufsize, has_tried, timeout_s
+        )
         talk = self._talk
         if flags is _UNFLAGGED and (talk is None or talk.bufsize != bufsize):
             self._talk = transfer.converse(descriptor, bufsize, flags)
@@ -433,7 +440,7 @@ class SharedSocket(socket.socket):
                 lambda count: Kept(bytes(view[:count])),
                 give,
                 limit,
-                now=flags & DONTWAIT,
+                timeout_s=_timeout_of(flags),
             )
         if not count and limit:
             options.verdict_on_empty(self._descriptor)
@@ -449,7 +456,7 @@ class SharedSocket(socket.socket):
             lambda result: Kept(*result),
             lambda kept: (kept.data, kept.address),
             bufsize,
-            now=flags & DONTWAIT,
+            timeout_s=_timeout_of(flags),
         )
         if not data and bufsize:
             options.verdict_on_empty(self._descriptor)
@@ -477,7 +484,7 @@ class SharedSocket(socket.socket):
                 lambda result: Kept(bytes(view[: result[0]]), result[1]),
                 give,
                 limit,
-                now=flags & DONTWAIT,
+                timeout_s=_timeout_of(flags),
             )
         if not count and limit:
             options.verdict_on_empty(self._descriptor)
@@ -493,7 +500,7 @@ class SharedSocket(socket.socket):
             lambda result: Kept(result[0], result[3], tuple(result[1]), result[2]),
             lambda kept: (kept.data, list(kept.ancillary), kept.flags, kept.address),
             bufsize,
-            now=flags & DONTWAIT,
+            timeout_s=_timeout_of(flags),
         )
         if not data and bufsize and not ancillary:
             options.verdict_on_empty(self._descriptor)
@@ -527,7 +534,7 @@ class SharedSocket(socket.socket):
             keep,
             give,
             limit,
-            now=flags & DONTWAIT,
+            timeout_s=_timeout_of(flags),
         )
         if not count and limit and not ancillary:
             options.verdict_on_empty(self._descriptor)
@@ -578,7 +585,8 @@ class SharedSocket(socket.socket):
                 return
         with memoryview(data) as whole, whole.cast("B") as view:
             if sent < len(view):
-                transfer.send_all(self._descriptor, view, sent, flags | _SEND_FLAGS, flags & DONTWAIT)
+                timeout_s = 0.0 if flags & DONTWAIT else self._descriptor.timeout_s
+                transfer.send_all(self._descriptor, view, sent, flags | _SEND_FLAGS, timeout_s)
 
     def sendto(self, data: Any, *arguments: Any) -> int:
         """sendto(data[, flags], address): send one message to an address. Errors as `send`."""
@@ -586,14 +594,16 @@ class SharedSocket(socket.socket):
             raise TypeError(f"sendto() takes 2 or 3 arguments ({len(arguments) + 1} given)")
         flags, address = (0, arguments[0]) if len(arguments) == 1 else arguments
         sent = (data, flags | _SEND_FLAGS, address)
-        return cast("int", transfer.send(self._descriptor, "sendto", "sendto", sent, now=flags & DONTWAIT))
+        return cast("int", transfer.send(self._descriptor, "sendto", "sendto", sent, timeout_s=_timeout_of(flags)))
 
     def sendmsg(
         self, buffers: Iterable[Any], ancdata: Iterable[Any] = (), flags: int = 0, address: Any = None, /
     ) -> int:
         """Send buffers and ancillary data; return how many bytes. Errors as `send`."""
         arguments = (list(buffers), list(ancdata), flags | _SEND_FLAGS, address)
-        return cast("int", transfer.send(self._descriptor, "sendmsg", "sendmsg", arguments, now=flags & DONTWAIT))
+        return cast(
+            "int", transfer.send(self._descriptor, "sendmsg", "sendmsg", arguments, timeout_s=_timeout_of(flags))
+        )
 
     def sendmsg_afalg(self, *arguments: Any, **options_: Any) -> int:
         """Send to an AF_ALG socket, as the stdlib does; it never waits."""

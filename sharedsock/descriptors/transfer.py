@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
 
 __all__ = [
+    "OWN_TIMEOUT",
     "Kept",
     "accept",
     "connect",
@@ -41,6 +42,8 @@ __all__ = [
     "settle",
 ]
 
+# The timeout of a call that has none of its own: the descriptor's, whatever it is by then.
+OWN_TIMEOUT: Final = -1.0
 _SENDFILE_BLOCK: Final = 1 << 30
 # A conversation keeps what it received last until it receives again.
 _LONGEST_SAYING: Final = 1 << 16
@@ -91,7 +94,7 @@ def receive(
     give: Callable[[Kept], Any],
     limit: int,
     has_tried: bool = False,
-    now: int = 0,
+    timeout_s: float | None = OWN_TIMEOUT,
 ) -> Any:
     """Receive, waiting as the descriptor's timeout says.
 
@@ -100,7 +103,7 @@ def receive(
         keep, give: turn a result into what is kept, and what was kept into a result.
         limit: the most bytes this call may return.
         has_tried: the fast path has just met EAGAIN.
-        now: the caller has asked for MSG_DONTWAIT: this call never waits, whatever the timeout.
+        timeout_s: seconds, None waits for ever; OWN_TIMEOUT is the descriptor's own. MSG_DONTWAIT from a caller is 0.
 
     Raises:
         OperationAborted, NotASocket, TimeoutError, OSError: as the faces document.
@@ -121,7 +124,8 @@ def receive(
         call = getattr(kernel, method)
         # What a peek has seen is still there: nothing to keep.
         kept_by = None if arguments[-1] & socket.MSG_PEEK else keep
-        timeout_s = 0.0 if now else descriptor.timeout_s
+        if timeout_s == OWN_TIMEOUT:
+            timeout_s = descriptor.timeout_s
         return operations.perform(kernel, kind, READ, timeout_s, call, arguments, kept_by, has_tried)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
@@ -160,36 +164,34 @@ def send(
     method: str,
     arguments: tuple[Any, ...],
     has_tried: bool = False,
-    now: int = 0,
+    timeout_s: float | None = OWN_TIMEOUT,
 ) -> Any:
     """Send once, waiting for room as the descriptor's timeout says; return what the C method returns.
 
     Args:
-        now: as in `receive`.
+        timeout_s: as in `receive`.
 
     Raises:
         OperationAborted: nothing of this call was queued.
     """
     kernel = require_kernel(descriptor)
-    timeout_s = 0.0 if now else descriptor.timeout_s
+    if timeout_s == OWN_TIMEOUT:
+        timeout_s = descriptor.timeout_s
     try:
         return operations.perform(kernel, kind, WRITE, timeout_s, getattr(kernel, method), arguments, None, has_tried)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
 
 
-def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int, now: int = 0) -> None:
+def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int, timeout_s: float | None) -> None:
     """Send every byte of a view, of which `sent` are queued already.
-
-    Args:
-        now: as in `receive`.
 
     Raises:
         OperationAborted: `.bytes_transferred` bytes were queued before; they follow the linger rules (CLOSE-32).
     """
     kernel = require_kernel(descriptor)
     try:
-        operations.send_all(kernel, data[sent:], flags, 0.0 if now else descriptor.timeout_s)
+        operations.send_all(kernel, data[sent:], flags, timeout_s)
     except OperationAborted as error:
         error.bytes_transferred += sent
         raise
