@@ -7,6 +7,8 @@ Source: "Closing Sockets"; LPWSPCLEANUP, Remarks ("abrupt exit"); spec/fault-cat
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import socket
 import threading
 import zlib
@@ -147,6 +149,45 @@ def test_a_process_killed_while_it_redeems_is_counted_out(actors: Actors, bounds
         bounds.check("T_reap", wait_until(lambda: b.do("references") == 1))
         b.close()
         assert pair.peer.recv(1) == b""
+
+
+ENDS: dict[str, Callable[[], object]] = {
+    "SIGKILL": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "os._exit": lambda: os._exit(3),
+    "exec": lambda: os.execv("/bin/true", ["true"]),
+}
+
+
+def end_by(how: str) -> None:
+    """In an actor: end this process without a close."""
+    ENDS[how]()
+
+
+@pytest.mark.fault("F-69")
+@pytest.mark.rule("EXIT-1")
+@pytest.mark.parametrize("unread", [False, True])
+@pytest.mark.parametrize("linger_s", [None, 30])
+@pytest.mark.parametrize("how", ENDS)
+def test_the_end_of_the_last_holder_s_process_is_the_kernel_s_rule(
+    how: str, linger_s: int | None, unread: bool, actors: Actors
+) -> None:
+    """No wait, whatever SO_LINGER says; what is queued is still sent, unless input was left unread: then a reset."""
+    (a,) = actors.start("A")
+    with kinds.pair_of("tcp4", receive_buffer=1 << 16) as pair:
+        kinds.set_linger(pair.local, linger_s)
+        if unread:
+            pair.peer.sendall(b"never read")
+            kinds.wait_event(pair.local)
+        give(pair.local, a)
+        queued = a.do("call_with", kinds.queue_in, 1 << 20)
+        began_s = monotonic()
+        a.thread("main").call(end_by, how)
+        a.wait_dead()
+        assert monotonic() - began_s < 1
+        if unread:
+            assert kinds.was_reset(pair.peer)
+        else:
+            assert kinds.receive_all(pair.peer) == kinds.payload(queued)
 
 
 # -- all at once --------------------------------------------------------------------------------------------------

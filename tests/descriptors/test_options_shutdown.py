@@ -96,7 +96,17 @@ def test_after_sd_receive_not_even_what_has_arrived_is_received(kind: str) -> No
             assert winerror_of(pair.local.recv, 100) == 10058
 
 
-@pytest.mark.rule("DUP-18", "SHUT-2")
+@pytest.mark.rule("SHUT-4")
+@pytest.mark.parametrize("kind", ["udp4", "udp6"])
+def test_after_sd_receive_datagrams_are_accepted_without_a_word_to_the_peer(kind: str) -> None:
+    with kinds.pair_of(kind) as pair:
+        pair.local.shutdown(socket.SHUT_RD)
+        for _ in range(3):
+            assert pair.peer.send(b"taken in") == 8
+        assert kinds.is_silent(pair.peer), "no ICMP error"
+
+
+@pytest.mark.rule("DUP-18", "SHUT-2", "SHUT-10")
 @pytest.mark.parametrize("kind", STREAMS)
 def test_a_receive_pending_in_another_process_ends_with_10058(kind: str, company: tuple[Actor, Actor]) -> None:
     a, b = company
