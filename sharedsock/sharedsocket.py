@@ -243,6 +243,7 @@ class SharedSocket(socket.socket):
         client = self._descriptor.client
         if client is None:
             return 1
+        table.flush_abandoned()
         assert self._descriptor.socket_id is not None
         return client.references(self._descriptor.socket_id)
 
@@ -252,6 +253,7 @@ class SharedSocket(socket.socket):
         descriptor = self._descriptor
         if descriptor.client is None:
             return (table.own_holder(descriptor),)
+        table.flush_abandoned()
         assert descriptor.socket_id is not None
         return descriptor.client.holders(descriptor.socket_id)
 
@@ -327,7 +329,7 @@ class SharedSocket(socket.socket):
             descriptor = self._descriptor
         except AttributeError:  # the constructor has failed
             return
-        if descriptor.is_closed or descriptor.kernel.number < 0:
+        if descriptor.is_closed:
             return
         if trace.hook is not None:
             trace.hit("del", descriptor=descriptor.id)

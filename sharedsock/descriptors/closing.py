@@ -90,9 +90,10 @@ def collect(descriptor: Descriptor) -> None:
         return
     client = descriptor.client
     kernel = descriptor.swap_for_closed("the garbage collector")
-    sockets.abort(kernel, "the garbage collector")
-    service.abort(kernel)
-    sockets.keep_and_bury(kernel, keep=False)
+    if kernel.number >= 0:  # in a cycle the collector may have finalised the kernel socket first, and freed its number
+        sockets.abort(kernel, "the garbage collector")
+        service.abort(kernel)
+        sockets.keep_and_bury(kernel, keep=False)
     table.leave(descriptor)
     if client is not None:
         table.abandon(client, descriptor.id)

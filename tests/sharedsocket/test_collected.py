@@ -1,0 +1,28 @@
+"""A SharedSocket that is collected without a close says where it was opened, and gives everything back."""
+
+from __future__ import annotations
+
+import gc
+import os
+
+import pytest
+
+import sharedsock as ss
+
+
+@pytest.mark.fault("F-114")
+@pytest.mark.parametrize("in_a_cycle", [False, True], ids=["alone", "in a cycle"])
+def test_a_shared_socket_never_closed_warns_and_gives_its_reference_back(in_a_cycle: bool) -> None:
+    """In a cycle the collector may finalise the kernel socket first: the warning and the count do not depend on it."""
+    ours, peer = ss.socketpair()
+    with peer, ss.fromshare(ours.share(os.getpid())) as twin:
+        assert twin.references() == 2
+        held: list[object] = [ours]
+        if in_a_cycle:
+            held.append(held)
+        with pytest.warns(ResourceWarning, match=r"unclosed .*opened at .*test_collected\.py:\d+ in test_a_shared"):
+            del ours, held
+            gc.collect()
+        assert twin.references() == 1
+        twin.close()
+        assert peer.recv(1) == b"", "nobody holds it any more"
