@@ -196,13 +196,15 @@ def test_two_threads_share_for_the_first_time_at_once(
 def test_a_collected_descriptor_is_counted_until_the_next_call(
     registry: ss.Registry, pair: tuple[ss.SharedSocket, socket.socket]
 ) -> None:
-    """The collector makes no registry call; whoever shares or redeems next gives the reference back first."""
+    """The collector makes no registry call; whoever shares, redeems or counts next gives the reference back first."""
     ours, _ = pair
     other = ours.dup()
     assert ours.references() == 2
     with pytest.warns(ResourceWarning, match="unclosed"):
         del other
-    assert ours.references() == 2
+    assert ours._descriptor.client is not None
+    assert ours._descriptor.socket_id is not None
+    assert ours._descriptor.client.references(ours._descriptor.socket_id) == 2, "the registry has not been told"
     info = ours.share(os.getpid())
     assert ours.references() == 2, "the ticket has come, the collected one has gone"
     assert ss.revoke(info)
