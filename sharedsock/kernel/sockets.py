@@ -166,11 +166,8 @@ def _require_dead_file(family: int) -> int:
     kind = 1 if family == AF_UNIX and not hasattr(os, "O_PATH") else 0
     with numbers.gate:
         number, identity = _dead.get(kind, (-1, ()))
-        try:
-            if number >= 0 and system.file_identity(number) == identity:
-                return number
-        except OSError:
-            pass
+        if number >= 0 and system.is_still_dead(number, identity):
+            return number
         try:
             number = system.open_dead_file(family)
         except OSError as error:
@@ -237,8 +234,10 @@ def wait_drained(kernel: KernelSocket) -> None:
     A close from a signal handler or a destructor may run on top of this thread's own wait: that one leaves when the
     handler returns, and meets the mark before it tries again.
     """
-    me = get_ident()
     assert kernel.aborted is not None, "abort() comes first"
+    if not kernel.waiters:
+        return
+    me = get_ident()
     own_count = sum(waiter[THREAD] == me for waiter in tuple(kernel.waiters.values()))
     # Race: we announce ourselves before we look at the waiters; a waiter leaves before it looks at us.
     # Each closer has a queue of his own: a shared event, cleared by one, would let the other sleep (F-48).

@@ -25,6 +25,7 @@ __all__ = [
     "duplicate",
     "file_identity",
     "ioctl_int",
+    "is_still_dead",
     "make_epoll",
     "make_eventfd",
     "make_pipe",
@@ -96,6 +97,16 @@ def file_identity(number: int) -> tuple[int, int, int]:
     """Return what tells an open file from another that may have got its number: device, inode, and O_PATH or not."""
     status = os.fstat(number)
     return status.st_dev, status.st_ino, fcntl.fcntl(number, fcntl.F_GETFL) & int(getattr(os, "O_PATH", 0))
+
+
+def is_still_dead(number: int, identity: tuple[int, ...]) -> bool:
+    """Whether a number is a dead file still. Any O_PATH file answers EBADF, so one of a stranger's would do as well."""
+    try:
+        if identity[2]:
+            return bool(fcntl.fcntl(number, fcntl.F_GETFL) & identity[2])
+        return file_identity(number) == identity
+    except OSError:
+        return False
 
 
 def ioctl_int(number: int, request: int) -> int:
