@@ -19,6 +19,7 @@ import pytest
 import sharedsock as ss
 from sharedsock.descriptors import closing, lingering
 from sharedsock.testing import Aborted, Actor, Actors, Raised, Returned
+from sharedsock.testing.observation import thread_facts
 from tests.descriptors import kinds
 
 SHORT_S = 0.2
@@ -104,7 +105,8 @@ def test_a_close_waits_for_a_slow_peer_and_returns_right_then() -> None:
 
         closer = threading.Thread(target=close)
         closer.start()
-        while not pair.local._descriptor.is_closed:
+        assert closer.native_id is not None
+        while closer.is_alive() and not thread_facts(os.getpid(), closer.native_id).is_waiting:
             os.sched_yield()
         assert not closed_s
         assert kinds.receive_all(pair.peer) == kinds.payload(queued)
