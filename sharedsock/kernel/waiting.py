@@ -67,10 +67,6 @@ class WaitSet:
 _keep_for_ever: list[Any] = []
 
 
-def renew_lock() -> None:
-    """In a forked child: nothing to renew, a set is made without a lock; kept for callers of an earlier version."""
-
-
 def set_of(kernel: KernelSocket, direction: int) -> WaitSet | None:
     """Return the set of a direction, made at its first use; None where none can be had, or the socket was aborted."""
     wait_set = kernel.sets[direction]
