@@ -12,7 +12,6 @@ import os
 import sys
 import weakref
 from collections import deque
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sharedsock.descriptors import options
@@ -67,7 +66,10 @@ def abandon(client: Client, descriptor: DescriptorId) -> None:
 
 
 def flush_abandoned() -> None:
-    """Give back the references of descriptors that were collected without close, or whose counting was cut short."""
+    """Give back the references of descriptors that were collected without close, or whose counting was cut short.
+
+    A registry that has died counts nothing. One that hangs is asked once, not once for each of them: the rest waits.
+    """
     while _abandoned:
         try:
             client, descriptor = _abandoned.popleft()
@@ -76,9 +78,15 @@ def flush_abandoned() -> None:
         found = _open.get(descriptor)
         if found is not None and found.client is client:
             continue  # its next share() has counted it after all
-        with suppress(RegistryGone, NotASocket):  # a registry that has died counts nothing
+        try:
             client.begin_close(descriptor)
             client.end_close(descriptor)
+        except NotASocket:
+            continue
+        except RegistryGone:
+            if client.is_alive:
+                _abandoned.appendleft((client, descriptor))
+                return
 
 
 def announce_again(client: Client) -> None:
