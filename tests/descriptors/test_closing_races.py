@@ -23,7 +23,7 @@ import sharedsock as ss
 from sharedsock.descriptors import transfer
 from sharedsock.testing import Aborted, Accepted, Actor, Actors, Pending, Received, Returned
 from sharedsock.testing.commands import Belongings
-from sharedsock.testing.observation import files
+from sharedsock.testing.observation import files, runnable
 from tests.descriptors import kinds
 
 RECEIVING = ["tcp4", "unix-stream", "udp4", "unix-dgram"]
@@ -326,9 +326,11 @@ def test_a_thousand_waiters_are_aborted_and_nothing_of_them_stays(
     a, _ = company
     a.do("call_with", _abort_many, 1, 1)  # opens what the package keeps for the life of a process
     before = files(a.pid)
+    # A thousand threads have to be given the processor once each: others that want it too make that longer.
+    crowd = max(1.0, runnable() / (os.cpu_count() or 1))
     took_s, count = a.do("call_with", _abort_many, handles, threads)
     assert count == MANY
-    assert took_s < LOADED * 4 * T_ABORT_S
+    assert took_s < crowd * LOADED * 4 * T_ABORT_S
     assert files(a.pid) == before
 
 
