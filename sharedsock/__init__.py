@@ -42,6 +42,7 @@ from sharedsock.sharedsocket import (
 
 if TYPE_CHECKING:
     from sharedsock.descriptors.overlapped import Operation
+    from sharedsock.tls import wrap_tls
 
 __all__ = [
     "DescriptorId",
@@ -73,6 +74,7 @@ __all__ = [
     "select",
     "socketpair",
     "statistics",
+    "wrap_tls",
 ]
 
 __version__ = "0.1.0"
@@ -83,4 +85,8 @@ def __getattr__(name: str) -> Any:
         from sharedsock.descriptors.overlapped import Operation
 
         return Operation
+    if name == "wrap_tls":  # ssl takes 8 ms
+        from sharedsock.tls import wrap_tls
+
+        return wrap_tls
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

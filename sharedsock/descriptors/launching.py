@@ -27,12 +27,14 @@ from sharedsock.descriptors import sharing
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.model.errors import RegistryGone, TicketError
 
-__all__ = ["install"]
+__all__ = ["install", "keep_out"]
 
 # A process object that reaches more than this is searched no further: sockets sit near its arguments.
 _SEARCH_LIMIT: Final = 100_000
 _CONTAINERS: Final = (list, tuple, set, frozenset, deque)
 _OPAQUE: Final = (str, bytes, bytearray, int, float, complex, bool, type, types.ModuleType, threading.Thread)
+
+_kept_out: tuple[type, ...] = ()
 
 _seams: Final[dict[type, Callable[[Any, Any], None]]] = {}
 _install_lock = threading.Lock()
@@ -73,6 +75,12 @@ def install(face: type) -> None:
                 wrap = functools.partial(_wrap_fork, face=face) if name == "popen_fork" else _wrap_pickled
                 _seams[launcher] = launcher._launch = wrap(launcher._launch)
         _installed = True
+
+
+def keep_out(kind: type) -> None:
+    """Hand nothing over that is only reachable through objects of a kind: it is no use in another process."""
+    global _kept_out
+    _kept_out += (kind,)
 
 
 def _is_installed() -> bool:
@@ -148,7 +156,7 @@ def _reachable(process: Any, face: type) -> Iterator[Any]:
     todo: deque[Any] = deque(vars(process).values())
     while todo and len(seen) < _SEARCH_LIMIT:
         value = todo.popleft()
-        if value is None or isinstance(value, _OPAQUE) or id(value) in seen:
+        if value is None or isinstance(value, _OPAQUE + _kept_out) or id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, face):
