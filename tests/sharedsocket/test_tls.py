@@ -29,6 +29,7 @@ from tests.sharedsocket.tls_parties import (
     talking,
     talking_to_the_stdlib,
     tcp_pair,
+    wait_blocked,
 )
 
 BIG = os.urandom(1 << 16) * 24
@@ -423,6 +424,34 @@ def receive_until(secured: TLSSocket, end: bytes) -> bytes:
     while not found.endswith(end):
         found += secured.recv(1 << 16)
     return bytes(found)
+
+
+def test_a_send_may_have_to_hear_the_peer_first(contexts: Contexts) -> None:
+    """A peer of TLS 1.2 may ask for another handshake: the machine then writes only after it has read."""
+    with talking(contexts) as (client, server, *_):
+        server.sendall(b"!")
+        assert client.recv(1) == b"!"  # and the session tickets before it
+        session = client._session
+        real, writes = session.machine, []
+
+        class Renegotiating:
+            def write(self, data: memoryview) -> int:
+                writes.append(len(data))
+                if len(writes) == 1:
+                    raise ssl.SSLWantReadError
+                return real.write(data)
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real, name)
+
+        session.machine = Renegotiating()  # type: ignore[assignment]
+        sending = Call(client.sendall, b"after all")
+        wait_blocked(client, "sendall")
+        server.sendall(b"the peer's part")
+        sending.outcome()
+        assert server.recv(100) == b"after all"
+        assert client.recv(100) == b"the peer's part"
+        assert writes == [9, 9]
 
 
 # -- never shared -------------------------------------------------------------------------------------------------

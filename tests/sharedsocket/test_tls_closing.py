@@ -176,8 +176,8 @@ def test_plain_bytes_right_behind_the_goodbye_are_not_lost(contexts: Contexts) -
         # The server waits for our goodbye. Ours and plain bytes leave together.
         below.settimeout(10)
         with below.dup() as line:
-            client._machine.unwrap()
-            line.sendall(client._outgoing.read() + b"plain " + b"bytes")
+            client._session.machine.unwrap()
+            line.sendall(client._session._outgoing.read() + b"plain " + b"bytes")
         plain = server_said.outcome()
         assert plain is peer
         found = b""
