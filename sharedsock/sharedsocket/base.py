@@ -1,0 +1,67 @@
+"""What all calls of a SharedSocket stand on: its descriptor, and what of it is kept at hand for the fast paths."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Final, Self
+
+from sharedsock.descriptors import launching, sharing, table
+from sharedsock.descriptors.transfer import OWN_TIMEOUT
+from sharedsock.kernel.system import DONTWAIT
+from sharedsock.model import trace
+
+if TYPE_CHECKING:
+    from sharedsock.descriptors.descriptor import Descriptor
+    from sharedsock.kernel.conversation import Conversation
+    from sharedsock.kernel.numbers import Flag
+    from sharedsock.kernel.sockets import KernelSocket
+
+__all__ = ["PlainSocket", "SocketBase", "timeout_of"]
+
+PlainSocket: Final = socket.socket  # who tests or blocks sockets may put another class into the module, even ours
+
+
+class SocketBase(socket.socket):
+    """A `socket.socket` whose C part never has a number: all work goes through the descriptor.
+
+    Attributes:
+        _descriptor: this process's handle; another one in a forked child that was handed the socket.
+        _calm, _kernel: of the descriptor, one look-up nearer; it keeps them true.
+        _talk: the conversation that receives have become, if they have.
+    """
+
+    __slots__ = ("_calm", "_descriptor", "_kernel", "_talk")
+
+    _calm: Flag
+    _descriptor: Descriptor
+    _kernel: KernelSocket
+    _talk: Conversation | None
+    _io_refs: int  # these two are slots of the stdlib's
+    _closed: bool
+
+    @classmethod
+    def _over(cls, descriptor: Descriptor) -> Self:
+        shared = cls.__new__(cls)
+        shared._io_refs = 0
+        shared._closed = False
+        shared._settle(descriptor)
+        return shared
+
+    def _settle(self, descriptor: Descriptor) -> None:
+        self._stand_on(table.enter(descriptor))
+        launching.install(SocketBase)
+        if trace.hook is not None:
+            trace.hit("open.registered", descriptor=descriptor.id)
+        if "SHAREDSOCK_AUDIT" in os.environ and os.environ["SHAREDSOCK_AUDIT"] == "1":
+            sharing.register(descriptor)
+
+    def _stand_on(self, descriptor: Descriptor) -> None:
+        """Take a descriptor as one's own; in a forked child, the one that replaces the parent's."""
+        self._descriptor = descriptor
+        descriptor.attach(self)
+
+
+def timeout_of(flags: int) -> float:
+    """Return the timeout that a caller's flags ask for: MSG_DONTWAIT is 0 for this one call."""
+    return 0.0 if flags & DONTWAIT else OWN_TIMEOUT

@@ -1,0 +1,85 @@
+"""The functions that make a SharedSocket, as the socket module's make a socket."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import socket
+from typing import TYPE_CHECKING, Any
+
+from sharedsock.descriptors import options, table
+from sharedsock.descriptors.descriptor import Descriptor
+from sharedsock.kernel import sockets
+from sharedsock.kernel.waker import Waker
+from sharedsock.model.errors import from_errno
+from sharedsock.sharedsocket.base import PlainSocket
+from sharedsock.sharedsocket.face import SharedSocket
+
+if TYPE_CHECKING:
+    from sharedsock.model.identity import Statistics
+
+__all__ = ["adopt", "create_connection", "create_server", "socketpair", "statistics"]
+
+
+def adopt(plain: socket.socket) -> SharedSocket:
+    """Take over a plain socket, which is then detached, with its timeout.
+
+    Raises:
+        TypeError: not a socket, or one that is ours already. OSError: closed (10038), or no number for the waker:
+            then the plain socket is untouched.
+    """
+    given: object = plain
+    if not isinstance(given, PlainSocket) or isinstance(given, SharedSocket):
+        raise TypeError(f"adopt() takes a plain socket.socket, not {type(given).__name__}")
+    if plain.fileno() < 0:
+        raise from_errno(errno.EBADF, "adopt() of a closed socket")
+    timeout_s = plain.gettimeout()
+    waker = Waker()
+    kernel = sockets.adopt(plain.detach(), plain.family, plain.type, plain.proto, waker)
+    shared = SharedSocket._over(Descriptor(kernel))
+    shared.settimeout(timeout_s)
+    options.take_over_linger(shared._descriptor)
+    return shared
+
+
+def statistics() -> Statistics:
+    """Count what this process has: open descriptors, shared ones, pending operations, retiring numbers."""
+    return table.statistics()
+
+
+def socketpair(
+    family: int | None = None,
+    type: int = socket.SOCK_STREAM,
+    proto: int = 0,  # as in the stdlib
+) -> tuple[SharedSocket, SharedSocket]:
+    """Open a connected pair, as `socket.socketpair`."""
+    family = socket.AF_UNIX if family is None else family
+    made = _socket.socketpair(family, type, proto)
+    pair: list[SharedSocket] = []
+    try:
+        for end in made:
+            with PlainSocket(family, type, proto, end.detach()) as plain:
+                pair.append(adopt(plain))
+    except BaseException:
+        for opened in (*made, *pair):
+            opened.close()
+        raise
+    return pair[0], pair[1]
+
+
+def create_server(address: Any, **keywords: Any) -> SharedSocket:
+    """Open a listener, as `socket.create_server`: family, backlog, reuse_port, dualstack_ipv6."""
+    return _taken_over(socket.create_server(address, **keywords))
+
+
+def create_connection(address: Any, *arguments: Any, **keywords: Any) -> SharedSocket:
+    """Connect to an address, as `socket.create_connection`: timeout, source_address, all_errors."""
+    return _taken_over(socket.create_connection(address, *arguments, **keywords))
+
+
+def _taken_over(made: socket.socket) -> SharedSocket:
+    """Adopt what a function of the socket module made; where SharedSocket stands in for socket.socket, it is one."""
+    if isinstance(made, SharedSocket):
+        return made
+    with made:
+        return adopt(made)
