@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from sharedsock.tls import TLSSocket
 from tests.kernel.stage import Call, wait_for
 
 HOST = "localhost"
+BIG = os.urandom(1 << 16) * 24
 
 
 class Contexts(NamedTuple):
@@ -78,3 +80,13 @@ def talking_to_the_stdlib(contexts: Contexts, **keywords: Any) -> Iterator[tuple
 def wait_blocked(secured: TLSSocket, kind: str) -> None:
     """Wait until a call of this kind waits at the wire."""
     wait_for(lambda: kind in {found.kind for found in secured.pending_operations()}, f"a blocked {kind}")
+
+
+def receive_all(secured: Any, size: int) -> bytes:
+    """Receive so many bytes."""
+    found = bytearray()
+    while len(found) < size:
+        data = secured.recv(1 << 16)
+        assert data
+        found += data
+    return bytes(found)
