@@ -19,7 +19,7 @@ from tests.kernel import kinds, stage
 COUNT = 1000
 # F-45: all of them within 4 x T_abort, in this process's own processor time: a thousand threads take turns with whoever
 # else wants the processor, and a loaded machine made 40-160 ms into 3 s. shutdown() wakes a thousand in 170-540 ms.
-FOR_A_THOUSAND = 4
+FOR_A_THOUSAND = 16  # with the waking of a thousand threads itself: they contend for the interpreter
 STACK_BYTES = 256 * 1024
 # A waiter: its row, frames and thread; measured 20 KiB on CPython 3.11, most of it the thread's touched stack.
 BYTES_PER_WAITER = 64 * 1024
