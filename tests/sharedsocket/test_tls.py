@@ -51,7 +51,8 @@ def parties(request: pytest.FixtureRequest) -> Iterator[Parties]:
 
 def test_what_the_session_tells(parties: Parties) -> None:
     client, server, *_ = parties
-    assert client.version() == server.version() != None  # noqa: E711
+    assert client.version() == server.version()
+    assert client.version().startswith("TLSv1")
     assert client.cipher() == server.cipher()
     assert client.selected_alpn_protocol() == server.selected_alpn_protocol() == "test/1"
     assert client.getpeercert()["subjectAltName"] == (("DNS", HOST),)
