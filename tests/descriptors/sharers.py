@@ -1,5 +1,5 @@
 """What tests of sharing need beside actors: identity of sockets, points held in this process, a registry with a clock
-of its own, an interrupt at a chosen place, a table of files with a chosen room.
+of its own, a table of files with a chosen room.
 
 Functions that actors call are plain and picklable by name.
 """
@@ -7,9 +7,6 @@ Functions that actors call are plain and picklable by name.
 from __future__ import annotations
 
 import contextlib
-import dis
-import functools
-import gc
 import mmap
 import multiprocessing
 import os
@@ -18,12 +15,10 @@ import select
 import signal
 import socket
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import CodeType, FrameType
 from typing import Any, Final
 
 import sharedsock as ss
@@ -34,8 +29,6 @@ from sharedsock.testing.commands import Belongings
 
 BOUND_S: Final = 10.0
 _SO_COOKIE: Final = 57
-_SIGNALS_ARE_SEEN_BEHIND: Final = ("RESUME", "CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
-_UNLESS_BEFORE: Final = ("RETURN", "PUSH_EXC_INFO")  # a function of ours has returned, or the call has raised
 
 
 def cookie_of(shared: socket.socket) -> bytes:
@@ -157,76 +150,6 @@ class Running:
         self._thread.join(BOUND_S)
         assert not self._thread.is_alive(), "the call hangs"
         return self.value if self.error is None else self.error
-
-
-# -- interrupts -------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def _anatomy(code: CodeType) -> tuple[dict[int, str], dict[int, int]]:
-    """Return the name of the bytecode at each offset, and the handler that is in force there (-1: none)."""
-    names = {-1: "RESUME"} | {one.offset: one.opname for one in dis.get_instructions(code)}
-    handlers = dict.fromkeys(names, -1)
-    for region in dis._parse_exception_table(code):  # type: ignore[attr-defined]  # dis has no public name for it
-        handlers.update(dict.fromkeys(range(region.start, region.end, 2), region.target))
-    return names, handlers
-
-
-class Interrupter:
-    """Raises KeyboardInterrupt at the nth place (from 0) of a call where the interpreter looks for signals.
-
-    That is at the end of each call, each jump backwards and each start of a function; the next bytecode shows that it
-    has come there, if the same handlers are in force for both. An interrupt before any other bytecode is none that can
-    happen, and CPython's own books are not made for it. What runs inside a destructor does not count: an exception
-    there is printed and goes nowhere, a signal's as well.
-    """
-
-    def __init__(self, nth: int) -> None:
-        self._left = nth
-        self.where = ""
-
-    def __call__(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
-        caller: FrameType | None = frame
-        while caller is not None:
-            if caller.f_code.co_name == "__del__":
-                return None
-            caller = caller.f_back
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        names, handlers = _anatomy(frame.f_code)
-        last = -1  # the start of the function: RESUME, which has no event of its own everywhere
-
-        def look(frame: FrameType, event: str, argument: Any) -> Callable[..., Any]:
-            nonlocal last
-            if event == "opcode":
-                before, last = last, frame.f_lasti
-                is_seen = names[before].startswith(_SIGNALS_ARE_SEEN_BEHIND) and handlers[before] == handlers[last]
-                if is_seen and not names[last].startswith(_UNLESS_BEFORE):
-                    self._left -= 1
-                    if self._left < 0:
-                        self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
-                        raise KeyboardInterrupt
-            return look
-
-        return look
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, bool]:
-        """Call; return (value, False), or (None, True) when the interrupt came out."""
-        gc.disable()  # when the collector runs is no part of the sweep
-        before = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # 3.12: some frame must have it when tracing begins
-        try:
-            sys.settrace(self)
-            try:
-                value = function(*arguments)
-            finally:
-                sys.settrace(before)
-            return value, False
-        except KeyboardInterrupt as error:
-            error.__traceback__ = error.__context__ = None
-            return None, True
-        finally:
-            gc.enable()
 
 
 # -- room for files ---------------------------------------------------------------------------------------------------

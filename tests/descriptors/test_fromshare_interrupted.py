@@ -19,7 +19,8 @@ from sharedsock.descriptors import sharing
 from sharedsock.model import trace
 from sharedsock.testing import Actors, Raised
 from sharedsock.testing.commands import Belongings
-from tests.descriptors.sharers import Interrupter, Running, cookie_of, hooked, is_open_for, paused
+from tests.descriptors.sharers import Running, cookie_of, hooked, is_open_for, paused
+from tests.sweeps.interrupting import Interrupter
 
 STRIDES = [pytest.param(11, id="every 11th"), pytest.param(1, id="each", marks=pytest.mark.campaign)]
 TAKE_POINTS = ("take.sent", "take.received", "take.wrapped", "take.acked", "open.registered")

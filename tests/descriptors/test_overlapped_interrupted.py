@@ -17,8 +17,9 @@ import pytest
 import sharedsock as ss
 from sharedsock.descriptors import overlapped, service
 from sharedsock.kernel import sockets
-from tests.descriptors import kinds, requests, sharers
+from tests.descriptors import kinds, requests
 from tests.descriptors.requests import PATIENCE_S
+from tests.sweeps.interrupting import Interrupter
 
 MOST_PLACES = 2000
 _imported_at_first_use = overlapped  # which is no part of the sweeps
@@ -34,7 +35,7 @@ def sweep(prepare: Callable[[], Any], call: Callable[[Any], Any], check: Callabl
     """Interrupt a call at its 1st, 2nd, 3rd … place, on something fresh each time, until it comes through untouched."""
     for place in range(MOST_PLACES):
         given = prepare()
-        interrupter = sharers.Interrupter(place)
+        interrupter = Interrupter(place)
         value, was_interrupted = interrupter.run(call, given)
         try:
             check(given, value, interrupter.where)

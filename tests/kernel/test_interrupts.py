@@ -1,22 +1,17 @@
 """KeyboardInterrupt anywhere in a call: what the call had taken comes out of the next one (F-50, rule 3, I1).
 
 A signal arrives when the interpreter looks for one: after a call, at a jump backward, at the start of a function. The
-sweep raises at every instruction of ours but those that follow no such place, and that no handler covers: RETURN_VALUE,
-NOP (which marks a `try`), and those between entering or leaving a `with` block and the lock. That is stricter than any
-signal.
+sweep raises at every instruction of ours that a handler covers, which is stricter than any signal.
 """
 
 from __future__ import annotations
 
 import _thread
-import dis
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -27,69 +22,21 @@ from sharedsock.kernel.sockets import KernelSocket
 from sharedsock.kernel.system import DONTWAIT
 from sharedsock.testing.observation import thread_facts
 from tests.kernel import kinds, stage
+from tests.sweeps.interrupting import InstructionsOf, Interrupter
 
 STREAM = bytes(range(256)) * 8
 
 
-def _spared(code: CodeType) -> frozenset[int]:
-    spared = set()
-    has_entered = leaves = False
-    for instruction in dis.get_instructions(code):
-        name = instruction.opname
-        is_none = name == "LOAD_CONST" and instruction.argval is None  # what __exit__ is called with
-        leaves = is_none or (leaves and name in ("PRECALL", "CALL"))
-        if has_entered or leaves or name.startswith(("RETURN", "NOP")):
-            spared.add(instruction.offset)
-        has_entered = name == "BEFORE_WITH"
-    return frozenset(spared)
-
-
-class Interrupt:
-    """Raise KeyboardInterrupt before the k-th instruction of some functions."""
-
-    def __init__(self, k: int, codes: frozenset[CodeType]) -> None:
-        self._left = k
-        self._spared = {code: _spared(code) for code in codes}
-        self.where = ""
-
-    def __call__(self, frame: FrameType, event: str, _: Any) -> Any:
-        if frame.f_code not in self._spared:
-            return None
-        frame.f_trace_opcodes = True
-        frame.f_trace = self  # 3.13 turns them on when the trace function is set, not when it is returned
-        frame.f_trace_lines = False
-        if event == "opcode" and frame.f_lasti not in self._spared[frame.f_code]:
-            if self._left == 0:
-                self._left = -1
-                self.where = f"{frame.f_code.co_name}:{frame.f_lineno}"
-                raise KeyboardInterrupt
-            self._left -= 1
-        return self
-
-    @property
-    def has_struck(self) -> bool:
-        return self._left < 0
-
-
-def sweep(call: Callable[[], object], *functions: Any) -> Iterator[tuple[Interrupt, bool]]:
+def sweep(call: Callable[[], object], *functions: Any) -> Iterator[tuple[Interrupter, bool]]:
     """Run a call again and again, interrupted one instruction later each time, until one run is untouched.
 
     Yields:
         After each run: where it was interrupted, and whether the call returned.
     """
-    codes = frozenset(function.__code__ for function in functions)
+    rule = InstructionsOf(*functions)
     for k in range(2000):
-        interrupt = Interrupt(k, codes)
-        returned = True
-        before = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # from 3.12 on, settrace() asks whether any frame wants them
-        sys.settrace(interrupt)
-        try:
-            call()
-        except KeyboardInterrupt:
-            returned = False
-        finally:
-            sys.settrace(before)
+        interrupt = Interrupter(k, rule)
+        returned = not interrupt.run(call)[1]
         assert not numbers.gate._is_owned(), interrupt.where  # type: ignore[attr-defined]  # no public question
         yield interrupt, returned
         if not interrupt.has_struck:
@@ -141,7 +88,7 @@ def test_a_tagged_stream_comes_out_whole(waits: bool, way_out: str, way: str) ->
 
 def sweep_with_data(
     pair: kinds.Pair, kernel: KernelSocket, receive: Callable[[], None]
-) -> Iterator[tuple[Interrupt, bool]]:
+) -> Iterator[tuple[Interrupter, bool]]:
     """Put the next three tagged bytes there before each run."""
     pair.peer.sendall((STREAM * 4)[:3])
     at = 3

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any
 
 import pytest
@@ -19,8 +17,9 @@ from sharedsock.model.identity import DescriptorId
 from sharedsock.registry import connect, turns
 from sharedsock.registry.client import Claim, Client
 from tests.registry.double import BOUND_S, end_registry, facts, facts_of, open_numbers, shared_socket, ticket, tree
+from tests.sweeps.interrupting import EveryBytecode, Interrupter
 
-ROOM = os.path.dirname(os.path.abspath(turns.__file__))
+EVERY = EveryBytecode(os.path.dirname(os.path.abspath(turns.__file__)))
 
 
 @pytest.fixture
@@ -38,39 +37,6 @@ def sock(client: Client) -> Iterator[socket.socket]:
         yield ours
 
 
-class Interrupt:
-    """Raises KeyboardInterrupt before the k-th bytecode that this room executes in the calling thread, once."""
-
-    def __init__(self, k: int) -> None:
-        self.left = k
-        self.where = ""
-
-    def trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if not frame.f_code.co_filename.startswith(ROOM) or frame.f_code.co_name == "__del__":
-            return None  # what is raised in a finalizer goes nowhere
-        frame.f_trace_opcodes = True
-        frame.f_trace_lines = False
-        return self.step
-
-    def step(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "opcode":
-            if self.left == 0:
-                self.left = -1
-                self.where = f"{os.path.basename(frame.f_code.co_filename)}:{frame.f_lineno} {frame.f_code.co_name}"
-                raise KeyboardInterrupt(self.where)
-            self.left -= 1
-        return self.step
-
-    def run(self, call: Callable[[], Any]) -> Any:
-        before = sys.gettrace()
-        sys._getframe().f_trace_opcodes = True  # 3.12 looks at settrace() whether any frame wants opcodes
-        sys.settrace(self.trace)
-        try:
-            return call()
-        finally:
-            sys.settrace(before)
-
-
 def sweep(call: Callable[[], Any], after: Callable[[Any, str], None], step: int = 1) -> int:
     """Interrupt a call at every `step`-th point until one run is untouched; return how many points there were.
 
@@ -78,14 +44,11 @@ def sweep(call: Callable[[], Any], after: Callable[[Any, str], None], step: int 
     """
     k = 0
     while True:
-        interrupt = Interrupt(k)
-        result = None
-        try:
-            result = interrupt.run(call)
-        except KeyboardInterrupt:
-            assert interrupt.left == -1
+        interrupt = Interrupter(k, EVERY)
+        result, was_interrupted = interrupt.run(call)
+        assert was_interrupted == interrupt.has_struck, f"swallowed: {interrupt.where}"
         after(result, interrupt.where)
-        if interrupt.left >= 0:
+        if not was_interrupted:
             return k
         k += step
 
