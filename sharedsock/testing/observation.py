@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -140,7 +141,7 @@ def socket_inodes(pid: int) -> frozenset[int]:
 
 @dataclass(frozen=True, slots=True)
 class TcpFacts:
-    """A TCP socket as /proc/net/tcp shows it.
+    """A TCP socket as /proc/net/tcp and tcp6 show it.
 
     Attributes:
         state: 1 ESTABLISHED, 4 FIN_WAIT1, 10 LISTEN …
@@ -157,10 +158,10 @@ class TcpFacts:
     inode: int
 
 
-def tcp_sockets() -> tuple[TcpFacts, ...]:
-    """Return the IPv4 TCP sockets of this network namespace."""
+def tcp_sockets(family: int = socket.AF_INET) -> tuple[TcpFacts, ...]:
+    """Return the TCP sockets of this network namespace, those of IPv4 or of IPv6."""
     found = []
-    for line in _read("/proc/net/tcp").splitlines()[1:]:
+    for line in _read("/proc/net/tcp6" if family == socket.AF_INET6 else "/proc/net/tcp").splitlines()[1:]:
         fields = line.split()
         local, remote, state, queues = fields[1:5]
         unsent, _, unread = queues.partition(":")

@@ -29,6 +29,14 @@ def test_queues_of_a_connection_are_seen_from_outside(pair: Any) -> None:
     assert found.inode == os.fstat(pair.local.fileno()).st_ino
 
 
+def test_a_listener_over_ipv6_is_seen_among_its_own() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as door:
+        port = door.getsockname()[1]
+        found = {one.local_port: one for one in tcp_sockets(socket.AF_INET6)}
+        assert found[port].inode == os.fstat(door.fileno()).st_ino
+        assert port not in {one.local_port for one in tcp_sockets() if one.inode == found[port].inode}
+
+
 def test_threads_files_and_children_are_those_of_the_process(actors: Actors) -> None:
     (actor,) = actors.start("a")
     assert actor.pid in children(os.getpid())
