@@ -7,41 +7,40 @@ process has closed it; only then does linger decide how it ends.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if sys.platform == "win32":
     raise ImportError("sharedsock brings Winsock's close contract to POSIX; on Windows, socket.share() is native")
 
-from sharedsock.descriptors.selecting import Selector, select
-from sharedsock.model.errors import (
-    ForkedDescriptor,
-    InternalError,
-    NotASocket,
-    OperationAborted,
-    RegistryGone,
-    SharedSocketError,
-    TicketAlreadyClaimed,
-    TicketError,
-    TicketExpired,
-    TicketInvalid,
-    TicketLimit,
-)
-from sharedsock.model.identity import DescriptorId, Holder, PendingOperation, Statistics
-from sharedsock.registry.connect import Registry, connect_registry
-from sharedsock.sharedsocket import (
-    SharedSocket,
-    Ticket,
-    adopt,
-    create_connection,
-    create_server,
-    fromshare,
-    revoke,
-    socketpair,
-    statistics,
-)
-
 if TYPE_CHECKING:
     from sharedsock.descriptors.overlapped import Operation
+    from sharedsock.descriptors.selecting import Selector, select
+    from sharedsock.model.errors import (
+        ForkedDescriptor,
+        InternalError,
+        NotASocket,
+        OperationAborted,
+        RegistryGone,
+        SharedSocketError,
+        TicketAlreadyClaimed,
+        TicketError,
+        TicketExpired,
+        TicketInvalid,
+        TicketLimit,
+    )
+    from sharedsock.model.identity import DescriptorId, Holder, PendingOperation, Statistics
+    from sharedsock.registry.connect import Registry, connect_registry
+    from sharedsock.sharedsocket import (
+        SharedSocket,
+        Ticket,
+        adopt,
+        create_connection,
+        create_server,
+        fromshare,
+        revoke,
+        socketpair,
+        statistics,
+    )
     from sharedsock.tls import wrap_tls
 
 __all__ = [
@@ -80,13 +79,38 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+# Where each public name lives. Importing the package imports none of it: a program that has sharedsock installed as a
+# plug-in, and does not use it, must not pay for it. The first name asked for brings what it stands on.
+_HOMES: Final = {
+    "sharedsock.descriptors.overlapped": ("Operation",),
+    "sharedsock.descriptors.selecting": ("Selector", "select"),
+    "sharedsock.model.errors": (
+        *("ForkedDescriptor", "InternalError", "NotASocket", "OperationAborted", "RegistryGone", "SharedSocketError"),
+        *("TicketAlreadyClaimed", "TicketError", "TicketExpired", "TicketInvalid", "TicketLimit"),
+    ),
+    "sharedsock.model.identity": ("DescriptorId", "Holder", "PendingOperation", "Statistics"),
+    "sharedsock.registry.connect": ("Registry", "connect_registry"),
+    "sharedsock.sharedsocket": (
+        *("SharedSocket", "Ticket", "adopt", "create_connection", "create_server", "fromshare", "revoke"),
+        *("socketpair", "statistics"),
+    ),
+    "sharedsock.tls": ("wrap_tls",),
+}
+_home_of: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "Operation":  # concurrent.futures takes 10 ms to import: only who uses it pays it
-        from sharedsock.descriptors.overlapped import Operation
+    home = _home_of.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-        return Operation
-    if name == "wrap_tls":  # ssl takes 8 ms
-        from sharedsock.tls import wrap_tls
+    if home == "sharedsock.registry.connect":
+        # A registry alone knows nothing of forks: the descriptor table tells it (descriptors/table.py).
+        importlib.import_module("sharedsock.descriptors.table")
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value
 
-        return wrap_tls
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
