@@ -255,7 +255,7 @@ class Client(Link):
         unknown = changes.keys() - set(COMMON_FIELDS)
         if unknown:
             raise TypeError(f"no common state is called {', '.join(sorted(unknown))}")
-        blank: dict[str, Any] = dict.fromkeys(COMMON_FIELDS, False) | {"linger_s": None}
+        blank: dict[str, Any] = dict.fromkeys(COMMON_FIELDS, 0) | {"linger_s": None, "linger_kept_s": None}
         changed = sum(1 << bit for bit, name in enumerate(COMMON_FIELDS) if name in changes)
         self._call(Code.SET_COMMON, may_start=True, socket=socket, changed=changed, **(blank | changes))
 

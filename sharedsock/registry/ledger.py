@@ -340,6 +340,8 @@ class Ledger:
             raise NotASocket("this process holds no descriptor of that socket")
         record = self._records[socket]
         record.common = replace(record.common, **changes)  # type: ignore[arg-type]  # names and types: messages.py
+        if "events" in changes:
+            record.registrant = holder if changes["events"] else None
         self._effects.append(ShowCommon(record.slot, record.common))
 
     # -- time and death ---------------------------------------------------------------------------------------
@@ -473,10 +475,18 @@ class Ledger:
         holding.sockets[socket] -= 1
         if not holding.sockets[socket]:
             del holding.sockets[socket]
+            self._end_registration(reference.record, reference.holder)
         remember(holding.ended, descriptor, None, 64)
         reference.record.leave(reference)
         self._tell(reference, last=False)
         self._settle(reference.record)
+
+    def _end_registration(self, record: Record, holder: HolderId) -> None:
+        """The event registration of a holder that has left ends; it does not move to another (EVENT-11)."""
+        if record.registrant == holder:
+            record.registrant = None
+            record.common = replace(record.common, events=0)
+            self._effects.append(ShowCommon(record.slot, record.common))
 
     def _drop_lent(self, reference: Reference) -> None:
         self._holdings[reference.holder].lent -= 1

@@ -64,7 +64,16 @@ _MAGIC: Final = 0x5353
 HEADER: Final = struct.Struct("!HHHI")  # magic, version, code, request id
 
 HOLDER_KINDS: Final = ("descriptor", "closing", "ticket", "lent")
-COMMON_FIELDS: Final = ("shut_receive", "shut_send", "reset_seen", "nonblocking", "linger_s")
+COMMON_FIELDS: Final = (
+    "shut_receive",
+    "shut_send",
+    "reset_seen",
+    "nonblocking",
+    "linger_s",
+    "linger_kept_s",
+    "has_port",
+    "events",
+)
 
 
 class ProtocolError(ValueError):
@@ -216,7 +225,7 @@ class _List:
         return tuple(rows), offset
 
 
-_U8, _U32, _U64, _I32, _F64 = _Number("B"), _Number("I"), _Number("Q"), _Number("i"), _Number("d")
+_U8, _U16, _U32, _U64, _I32, _F64 = _Number("B"), _Number("H"), _Number("I"), _Number("Q"), _Number("i"), _Number("d")
 _FLAG, _TEXT, _SOCKET = _Flag(), _Text(), _WideInt()
 _SECRET, _NONCE, _HOLDER_NONCE = _Bytes(SECRET_SIZE), _Bytes(NONCE_SIZE), _Bytes(16)
 _OPTIONAL_U32, _OPTIONAL_F64 = _Optional(_U32, 0), _Optional(_F64, 0.0)
@@ -230,6 +239,9 @@ _COMMON: Fields = (
     ("reset_seen", _FLAG),
     ("nonblocking", _FLAG),
     ("linger_s", _OPTIONAL_U32),
+    ("linger_kept_s", _OPTIONAL_U32),
+    ("has_port", _FLAG),
+    ("events", _U32),
 )
 
 
@@ -307,7 +319,7 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.HOLDERS: Shape((("socket", _SOCKET), ("start", _U32)), Code.HOLDERS_PAGE),
     Code.SOCKETS: Shape((("start", _U32),), Code.SOCKETS_PAGE),
     # `changed` has one bit per COMMON_FIELDS name: only those are written, the others are sent blank.
-    Code.SET_COMMON: Shape((("socket", _SOCKET), ("changed", _U8), *_COMMON), Code.OK),
+    Code.SET_COMMON: Shape((("socket", _SOCKET), ("changed", _U16), *_COMMON), Code.OK),
     Code.COMMON: Shape((("slot", _U32),), Code.COMMON_IS),
     Code.STATISTICS: Shape((), Code.STATISTICS_ARE),
     Code.REFUSALS: Shape((), Code.REFUSALS_PAGE),
@@ -318,9 +330,7 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.ANNOUNCED: Shape((("slot", _U32),)),
     Code.ISSUED: Shape((("secret", _SECRET),)),
     Code.FLAG: Shape((("value", _FLAG),)),
-    Code.CLAIMED: Shape(
-        (("number", _U64), *_SOCKET_FACTS, ("slot", _U32), ("target_bound", _FLAG)), descriptor=True
-    ),
+    Code.CLAIMED: Shape((("number", _U64), *_SOCKET_FACTS, ("slot", _U32), ("target_bound", _FLAG)), descriptor=True),
     Code.NUMBER: Shape((("value", _U64),)),
     # Pages: `following` is the `start` of the next page, 0 at the end. A holder's kind is an index into HOLDER_KINDS.
     Code.HOLDERS_PAGE: Shape(

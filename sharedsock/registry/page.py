@@ -5,7 +5,7 @@ sealed against growing, shrinking and any further writable mapping, and its desc
 handshake: a client can read what all agree on, and change it only by a request the registry has checked (S-14).
 
 A slot is one 64-bit word, written by one aligned store, and a reader takes it by one aligned load: a reader sees the
-state before or after a change, never a mixture. The second word counts changes (for event sequence numbers later).
+state before or after a change, never a mixture. The second word counts changes.
 Which slot belongs to which socket is the ledger's business.
 """
 
@@ -17,6 +17,7 @@ import fcntl
 import mmap
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 __all__ = ["PAGE_SIZE", "SLOTS", "SLOT_SIZE", "CommonState", "PageReader", "PageWriter"]
@@ -39,7 +40,10 @@ class CommonState:
         shut_receive, shut_send: a holder has shut that direction down (felt by all, DUP-18).
         reset_seen: some holder's thread has read the reset; it is one still for all others.
         nonblocking: the blocking mode as the SPI sees it (FIONBIO, DUP-17).
-        linger_s: seconds of LINGER(t), 0 resets, None is DONTLINGER.
+        linger_s: seconds of LINGER(t), at most 65,535; 0 resets, None is DONTLINGER.
+        linger_kept_s: while that is None, the seconds set last, which DONTLINGER(FALSE) reinstates (LINGER-10).
+        has_port: somebody has associated the socket with a completion port (DUP-26).
+        events: the one event registration: pid of its owner << 6 | mask of FD_* (EVENT-1); 0 is none.
     """
 
     shut_receive: bool = False
@@ -47,22 +51,41 @@ class CommonState:
     reset_seen: bool = False
     nonblocking: bool = False
     linger_s: int | None = None
+    linger_kept_s: int | None = None
+    has_port: bool = False
+    events: int = 0
 
 
-_FLAGS: Final = ("shut_receive", "shut_send", "reset_seen", "nonblocking")
-_LINGERS: Final = 1 << len(_FLAGS)
+# The word, from its low end: 8 flags, 16 bits of linger seconds, 8 unused, 32 of the event registration.
+_FLAGS: Final = ("shut_receive", "shut_send", "reset_seen", "nonblocking", "has_port")
+_LINGERS: Final = 1 << 5
+_KEEPS_LINGER: Final = 1 << 6
+_LINGER_AT: Final = 8
+_EVENTS_AT: Final = 32
+_LONGEST_LINGER_S: Final = 0xFFFF
 
 
 def to_word(state: CommonState) -> int:
-    """Return the state as one unsigned 64-bit word: flags in the low bits, linger seconds in the high half."""
+    """Return the state as one unsigned 64-bit word."""
     word = sum(1 << bit for bit, name in enumerate(_FLAGS) if getattr(state, name))
-    return word if state.linger_s is None else word | _LINGERS | (state.linger_s << 32)
+    for bit, seconds in ((_LINGERS, state.linger_s), (_KEEPS_LINGER, state.linger_kept_s)):
+        if seconds is not None:  # one place for both: only what is off has something kept
+            word |= bit | min(seconds, _LONGEST_LINGER_S) << _LINGER_AT
+            break
+    return word | (state.events & 0xFFFFFFFF) << _EVENTS_AT
 
 
+@lru_cache(maxsize=256)
 def from_word(word: int) -> CommonState:
     """Return the state a word stands for."""
     flags = {name: bool(word & (1 << bit)) for bit, name in enumerate(_FLAGS)}
-    return CommonState(**flags, linger_s=(word >> 32) if word & _LINGERS else None)
+    seconds = word >> _LINGER_AT & _LONGEST_LINGER_S
+    return CommonState(
+        **flags,
+        linger_s=seconds if word & _LINGERS else None,
+        linger_kept_s=seconds if word & _KEEPS_LINGER else None,
+        events=word >> _EVENTS_AT,
+    )
 
 
 class PageWriter:

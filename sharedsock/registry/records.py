@@ -131,6 +131,7 @@ class Reference:
 class Record:
     """One shared socket: `open` counts its references that are not closing, `pending` is the closer that waits.
 
+    `registrant`: whose event registration is in `common`; it ends with his last descriptor (EVENT-11).
     `recovered`: shared through an earlier registry, so others may hold it that this one does not know; nobody is last.
     """
 
@@ -141,6 +142,7 @@ class Record:
     references: dict[int, Reference] = field(default_factory=dict)
     open: int = 0
     pending: Reference | None = None
+    registrant: HolderId | None = None
 
     def enter(self, reference: Reference) -> None:
         """Count a new open reference."""

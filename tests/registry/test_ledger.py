@@ -784,6 +784,45 @@ def test_common_state_belongs_to_those_who_hold_the_socket(ledger: Ledger) -> No
     assert ledger.common(S.socket) == CommonState(shut_send=True)
 
 
+EVENTS = P.pid << 6 | 0x21
+
+
+def close(ledger: Ledger, holder: HolderId, descriptor: DescriptorId) -> None:
+    ledger.begin_close(holder, descriptor, None, 0.0)
+    ledger.end_close(holder, descriptor)
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["closes", "dies"])
+def test_an_event_registration_ends_with_its_owners_last_descriptor(ledger: Ledger, is_killed: bool) -> None:
+    """EVENT-11: it does not move to another holder, and what else all agree on stays."""
+    slot = ledger.announce(A, S, facts(2))
+    ledger.announce(B, S, facts(1))
+    ledger.set_common(A, S.socket, {"events": EVENTS, "nonblocking": True})
+    close(ledger, B, one())
+    ledger.announce(B, S, facts(2))
+    close(ledger, A, one())
+    assert ledger.common(S.socket).events == EVENTS
+    ledger.take_effects()
+    if is_killed:
+        ledger.reap(P)
+    else:
+        close(ledger, A, DescriptorId(2))
+    assert ledger.take_effects() == [ShowCommon(slot, CommonState(nonblocking=True))]
+
+
+def test_an_event_registration_that_was_taken_over_is_the_newer_ones(ledger: Ledger) -> None:
+    """EVENT-1: the later registration replaces the earlier, whose owner may go without harm to it."""
+    ledger.announce(B, S, facts(1))
+    ledger.set_common(A, S.socket, {"events": EVENTS})
+    ledger.set_common(B, S.socket, {"events": EVENTS + 1})
+    close(ledger, A, one())
+    assert ledger.common(S.socket).events == EVENTS + 1
+    ledger.set_common(B, S.socket, {"events": 0})
+    ledger.announce(A, S, facts(3))
+    close(ledger, B, one())
+    assert ledger.common(S.socket) == CommonState()
+
+
 def test_holders_name_everyone(ledger: Ledger) -> None:
     ledger.name(P, "sharer")
     ledger.name(Q, "target")

@@ -33,7 +33,16 @@ from sharedsock.registry.messages import (
 
 _SOCKET_FACTS = {"socket": 1 << 127 | 5, "family": 2, "type": 1, "protocol": 6}
 _DESCRIPTOR_FACTS = {"descriptor": 7, "opened_at": "täst.py:3 in f", "opened_s": 1.5}
-_COMMON = {"shut_receive": True, "shut_send": False, "reset_seen": True, "nonblocking": False, "linger_s": None}
+_COMMON = {
+    "shut_receive": True,
+    "shut_send": False,
+    "reset_seen": True,
+    "nonblocking": False,
+    "linger_s": None,
+    "linger_kept_s": 7,
+    "has_port": True,
+    "events": 4_194_303 << 6 | 33,
+}
 _SECRET = bytes(range(32))
 
 VALID: dict[Code, dict[str, Any]] = {

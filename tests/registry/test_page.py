@@ -24,13 +24,22 @@ def passed(writer: PageWriter) -> int:
     return os.dup(writer.fd)
 
 
-@pytest.mark.parametrize("linger_s", [None, 0, 1, 65_535, 2**32 - 1])
-def test_every_state_fits_one_word_and_comes_back(linger_s: int | None) -> None:
-    names = ("shut_receive", "shut_send", "reset_seen", "nonblocking")
-    for flags in itertools.product([False, True], repeat=4):
-        state = CommonState(**dict(zip(names, flags, strict=True)), linger_s=linger_s)
+@pytest.mark.parametrize("seconds", [None, 0, 1, 65_535])
+@pytest.mark.parametrize("events", [0, 1 << 6 | 1, 4_194_304 << 6 | 63])
+def test_every_state_fits_one_word_and_comes_back(seconds: int | None, events: int) -> None:
+    """The highest pid Linux gives out is 4,194,304 - 1, and there are six network events."""
+    names = ("shut_receive", "shut_send", "reset_seen", "nonblocking", "has_port")
+    for *flags, lingers in itertools.product([False, True], repeat=6):
+        kept_s, linger_s = (None, seconds) if lingers else (seconds, None)
+        state = CommonState(
+            **dict(zip(names, flags, strict=True)), linger_s=linger_s, linger_kept_s=kept_s, events=events
+        )
         assert 0 <= to_word(state) < 2**64
         assert from_word(to_word(state)) == state
+
+
+def test_longer_than_a_day_is_a_day() -> None:
+    assert from_word(to_word(CommonState(linger_s=2**32 - 1))) == CommonState(linger_s=65_535)
 
 
 def test_an_untouched_slot_is_the_default(writer: PageWriter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import socket
@@ -337,7 +338,7 @@ def test_common_state_is_in_the_page_before_the_reply(registry: Stepped, peer: D
     slot = peer.announce(pair[0], 1).slot
     assert peer.page is not None
     page = PageReader(os.dup(peer.page))
-    blank = {"shut_receive": False, "shut_send": False, "reset_seen": False, "nonblocking": False, "linger_s": None}
+    blank = dataclasses.asdict(CommonState())
     wanted = {"socket": facts_of(pair[0]).socket, **blank}
     peer.ask(Code.SET_COMMON, **{**wanted, "changed": 0b10001, "shut_receive": True, "linger_s": 12})
     assert page.read(slot) == CommonState(shut_receive=True, linger_s=12)
@@ -349,7 +350,7 @@ def test_common_state_is_in_the_page_before_the_reply(registry: Stepped, peer: D
     with pytest.raises(NotASocket):
         stranger.ask(Code.SET_COMMON, **{**wanted, "changed": 0b10000, "linger_s": 0})
     with pytest.raises(OSError):
-        peer.ask(Code.SET_COMMON, **{**wanted, "changed": 0b100000})
+        peer.ask(Code.SET_COMMON, **{**wanted, "changed": 1 << 8})
     with pytest.raises(OSError):
         peer.ask(Code.COMMON, slot=1 << 20)
     assert page.read(slot).linger_s == 12
