@@ -28,6 +28,8 @@ __all__ = [
     "WSACode",
     "from_errno",
     "with_winerror",
+    "wsa_errno",
+    "wsa_meaning",
     "wsa_name",
     "wsa_number",
 ]
@@ -85,6 +87,7 @@ WSA_TABLE: Final[tuple[WSACode, ...]] = (
     WSACode("WSAEINVALIDPROVIDER", 10105, None, "provider entry invalid"),
     WSACode("WSAEPROVIDERFAILEDINIT", 10106, None, "provider failed to start"),
     WSACode("WSASYSCALLFAILURE", 10107, errno.EIO, "unexpected system failure"),
+    WSACode("WSATRY_AGAIN", 11002, None, "not decided now; ask again"),
     WSACode("WSA_INVALID_HANDLE", 6, None, "event object handle invalid"),
     WSACode("WSA_NOT_ENOUGH_MEMORY", 8, errno.ENOMEM, "out of memory"),
     WSACode("WSA_INVALID_PARAMETER", 87, None, "bad overlapped parameter"),
@@ -93,6 +96,7 @@ WSA_TABLE: Final[tuple[WSACode, ...]] = (
     WSACode("WSA_IO_PENDING", 997, errno.EINPROGRESS, "request accepted, completes later"),
 )
 
+_ROW_OF: Final = {row.number: row for row in WSA_TABLE}
 _NAME_OF: Final = {row.number: row.name for row in WSA_TABLE}
 _NUMBER_OF: Final = {row.name: row.number for row in WSA_TABLE}
 _NUMBER_OF_ERRNO: Final[dict[int, int]] = {}
@@ -108,6 +112,18 @@ _NUMBER_OF_ERRNO[errno.ENFILE] = _NUMBER_OF["WSAEMFILE"]
 def wsa_name(number: int) -> str:
     """Return Winsock's name of a code, or the number as text where the table has none."""
     return _NAME_OF.get(number, str(number))
+
+
+def wsa_errno(number: int) -> int:
+    """Return the POSIX errno a WSA code stands for; EIO where POSIX has none."""
+    row = _ROW_OF.get(number)
+    return errno.EIO if row is None or row.errno is None else row.errno
+
+
+def wsa_meaning(number: int) -> str:
+    """Return what a code means, in a few words; empty where the table lacks it."""
+    row = _ROW_OF.get(number)
+    return "" if row is None else row.meaning
 
 
 def wsa_number(code: int) -> int:

@@ -11,27 +11,62 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "AF_INET",
+    "AF_INET6",
+    "AF_UNIX",
+    "AF_UNSPEC",
     "BASE_PROTOCOL",
+    "CF_ACCEPT",
+    "CF_DEFER",
+    "CF_REJECT",
     "FD_ACCEPT",
+    "FD_ALL_EVENTS",
     "FD_CLOSE",
     "FD_CONNECT",
+    "FD_MAX_EVENTS",
     "FD_OOB",
     "FD_READ",
     "FD_WRITE",
     "FIONBIO",
+    "FIONREAD",
     "FROM_PROTOCOL_INFO",
+    "INFINITE",
     "INVALID_SOCKET",
+    "IPPROTO_TCP",
+    "IPPROTO_UDP",
     "LAYERED_PROTOCOL",
+    "MAXIMUM_WAIT_OBJECTS",
     "MAX_PROTOCOL_CHAIN",
+    "MSG_OOB",
+    "MSG_PARTIAL",
+    "MSG_PEEK",
+    "MSG_WAITALL",
     "SD_BOTH",
     "SD_RECEIVE",
     "SD_SEND",
+    "SIOCATMARK",
     "SIO_FLUSH",
+    "SIO_SET_QOS",
     "SOCKET_ERROR",
+    "SOCK_DGRAM",
+    "SOCK_STREAM",
     "SOL_SOCKET",
+    "SO_ACCEPTCONN",
+    "SO_BROADCAST",
     "SO_DONTLINGER",
+    "SO_ERROR",
+    "SO_KEEPALIVE",
     "SO_LINGER",
+    "SO_OOBINLINE",
     "SO_PROTOCOL_INFOW",
+    "SO_RCVBUF",
+    "SO_REUSEADDR",
+    "SO_SNDBUF",
+    "SO_TYPE",
+    "TCP_NODELAY",
+    "WAIT_IO_COMPLETION",
+    "WAIT_OBJECT_0",
+    "WAIT_TIMEOUT",
     "WSAEACCES",
     "WSAEADDRINUSE",
     "WSAEADDRNOTAVAIL",
@@ -71,6 +106,7 @@ __all__ = [
     "WSANOTINITIALISED",
     "WSASYSCALLFAILURE",
     "WSASYSNOTREADY",
+    "WSATRY_AGAIN",
     "WSAVERNOTSUPPORTED",
     "WSA_FLAG_OVERLAPPED",
     "WSA_INVALID_HANDLE",
@@ -139,6 +175,7 @@ WSAEDISCON: Final = 10101
 WSAEINVALIDPROVIDER: Final = 10105
 WSAEPROVIDERFAILEDINIT: Final = 10106
 WSASYSCALLFAILURE: Final = 10107
+WSATRY_AGAIN: Final = 11002
 
 # -- socket options and modes -------------------------------------------------------------------------------------
 SOL_SOCKET: Final = 0xFFFF
@@ -146,8 +183,21 @@ SO_LINGER: Final = 0x0080
 SO_DONTLINGER: Final = ~SO_LINGER
 """TRUE means linger is off; enabling either option disables the other (LINGER-9)."""
 SO_PROTOCOL_INFOW: Final = 0x2005
+SO_ACCEPTCONN: Final = 0x0002
+SO_REUSEADDR: Final = 0x0004
+SO_KEEPALIVE: Final = 0x0008
+SO_BROADCAST: Final = 0x0020
+SO_OOBINLINE: Final = 0x0100
+SO_SNDBUF: Final = 0x1001
+SO_RCVBUF: Final = 0x1002
+SO_ERROR: Final = 0x1007
+SO_TYPE: Final = 0x1008
+TCP_NODELAY: Final = 0x0001
 FIONBIO: Final = 0x8004667E
+FIONREAD: Final = 0x4004667F
+SIOCATMARK: Final = 0x40047307
 SIO_FLUSH: Final = 0x28000004
+SIO_SET_QOS: Final = 0x8800000B
 
 SD_RECEIVE: Final = 0
 SD_SEND: Final = 1
@@ -160,6 +210,8 @@ FD_OOB: Final = 0x04
 FD_ACCEPT: Final = 0x08
 FD_CONNECT: Final = 0x10
 FD_CLOSE: Final = 0x20
+FD_ALL_EVENTS: Final = 0x3F
+FD_MAX_EVENTS: Final = 10
 
 # -- opening a socket; protocol entries ---------------------------------------------------------------------------
 FROM_PROTOCOL_INFO: Final = -1
@@ -178,3 +230,31 @@ XP1_PARTIAL_MESSAGE: Final = 0x00040000
 MAX_PROTOCOL_CHAIN: Final = 7
 BASE_PROTOCOL: Final = 1
 LAYERED_PROTOCOL: Final = 0
+
+# -- address families: Winsock's own numbers ----------------------------------------------------------------------
+AF_UNSPEC: Final = 0
+AF_UNIX: Final = 1
+AF_INET: Final = 2
+AF_INET6: Final = 23
+SOCK_STREAM: Final = 1
+SOCK_DGRAM: Final = 2
+IPPROTO_TCP: Final = 6
+IPPROTO_UDP: Final = 17
+
+# -- flags of a transfer ------------------------------------------------------------------------------------------
+MSG_OOB: Final = 0x1
+MSG_PEEK: Final = 0x2
+MSG_WAITALL: Final = 0x8
+MSG_PARTIAL: Final = 0x8000
+
+# -- what an accept condition function answers --------------------------------------------------------------------
+CF_ACCEPT: Final = 0
+CF_REJECT: Final = 1
+CF_DEFER: Final = 2
+
+# -- waiting for event objects ------------------------------------------------------------------------------------
+INFINITE: Final = 0xFFFFFFFF
+MAXIMUM_WAIT_OBJECTS: Final = 64
+WAIT_OBJECT_0: Final = 0
+WAIT_IO_COMPLETION: Final = 0xC0
+WAIT_TIMEOUT: Final = 258
