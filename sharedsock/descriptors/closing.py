@@ -35,6 +35,8 @@ from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone, from_errno
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sharedsock.descriptors.descriptor import Descriptor
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.registry.client import Client
@@ -42,7 +44,14 @@ if TYPE_CHECKING:
 __all__ = ["close", "collect", "forget", "not_alone"]
 
 
-def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = True) -> None:
+def close(
+    descriptor: Descriptor,
+    *,
+    may_refuse: bool = False,
+    may_wait: bool = True,
+    is_hard: bool = False,
+    on_wait: Callable[[], object] | None = None,
+) -> bool:
     """Close one descriptor: abort this process's operations on it, give its reference back; linger if it was the last.
 
     Other processes: unaffected, unless this was the last reference.
@@ -50,6 +59,11 @@ def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = 
     Args:
         may_refuse: the caller may be told to come back: nonblocking, linger > 0, and bytes unsent at the last close.
         may_wait: False: a linger > 0 acts as DONTLINGER.
+        is_hard: if it is the last, reset, whatever the linger option says.
+        on_wait: called again and again while a linger > 0 waits; what it raises cuts the close short.
+
+    Returns:
+        False: another close of the descriptor has come first, and this one did nothing.
 
     Raises:
         BlockingIOError: 10035, the close was refused and has changed nothing (LINGER-4).
@@ -60,14 +74,14 @@ def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = 
     closing = _Closing(descriptor)
     try:
         if not closing.begin():
-            return
+            return False
         if may_refuse:
             closing.ask_first()
         closing.abort()
         closing.drain()
         closing.bury()
         closing.ask()
-        closing.linger(may_wait)
+        closing.linger(may_wait, is_hard, on_wait)
         closing.drop()
         closing.end()
     except BaseException:
@@ -79,6 +93,7 @@ def close(descriptor: Descriptor, *, may_refuse: bool = False, may_wait: bool = 
             "its file number; whoever takes a number over needs detach() or share()",
             descriptor=descriptor.id,
         )
+    return True
 
 
 def collect(descriptor: Descriptor) -> None:
@@ -240,18 +255,18 @@ class _Closing:
         except NotASocket:
             self.is_last = False
 
-    def linger(self, may_wait: bool) -> None:
+    def linger(self, may_wait: bool, is_hard: bool, on_wait: Callable[[], object] | None) -> None:
         """Step 7: end the connection as the linger option says, on the kept file; no effect on a close not last."""
         if not self.is_last:
             return
         if trace.hook is not None:
             trace.hit("close.last", descriptor=self._descriptor.id)
         was_shared = self.client is not None
-        linger_s = self._linger_s()
+        linger_s = 0 if is_hard else self._linger_s()
         if not may_wait:
             linger_s = 0 if linger_s == 0 else None
         for view in self._view:
-            lingering.end(view, linger_s, others_may_hold=was_shared)
+            lingering.end(view, linger_s, others_may_hold=was_shared, on_wait=on_wait)
             if was_shared:
                 naming.remove_path(view)
         if trace.hook is not None:

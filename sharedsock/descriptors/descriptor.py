@@ -29,11 +29,16 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import ClosedKernel, KernelSocket
     from sharedsock.registry.client import Client
 
-__all__ = ["Descriptor", "Face", "calling_place"]
+__all__ = ["Descriptor", "Face", "calling_place", "draw_id"]
 
 # Frames of these are not where a user opened or closed something: this package, and the stdlib's own socket module.
 _OURS: Final = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, str(socket.__file__))
 _next_id: Final = itertools.count(1)
+
+
+def draw_id() -> DescriptorId:
+    """Draw a number that no descriptor of this process has, had or will have."""
+    return DescriptorId(next(_next_id))
 
 
 def _calling_frame() -> tuple[str, int, str]:
@@ -95,7 +100,7 @@ class Descriptor:
     kernel: KernelSocket
 
     def __init__(self, kernel: KernelSocket) -> None:
-        self.id = DescriptorId(next(_next_id))
+        self.id = draw_id()
         self.kernel = kernel
         self.calm = numbers.flag_of(kernel.slot)
         self.family = kernel.family

@@ -18,12 +18,15 @@ import socket
 import struct
 from contextlib import suppress
 from time import monotonic
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from sharedsock.kernel import system
 from sharedsock.model.linger import CloseAction, close_action
 
-__all__ = ["DRAIN_BOUND_S", "end", "has_unsent"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["DRAIN_BOUND_S", "end", "has_unsent", "reset"]
 
 DRAIN_BOUND_S: Final = 0.2
 _LINGER: Final = struct.Struct("ii")
@@ -58,36 +61,44 @@ def has_unsent(view: _Socket) -> bool:
         return False
 
 
-def end(view: _socket.socket, linger_s: int | None, *, others_may_hold: bool) -> None:
+def end(
+    view: _socket.socket,
+    linger_s: int | None,
+    *,
+    others_may_hold: bool,
+    on_wait: Callable[[], object] | None = None,
+) -> None:
     """Carry out the last close on the kept file, up to its close(), which the caller makes.
 
     Args:
         view: the kept file.
         linger_s: seconds, 0 for a reset, None for DONTLINGER.
         others_may_hold: a file outside our sight may still refer to the socket.
+        on_wait: called at each look while a linger > 0 waits.
     """
     unsent = has_unsent(view)
     action = close_action(linger_s, is_blocking=True, has_unsent=unsent)
     if action is CloseAction.RESET and _is_tcp(view):
-        _reset(view, others_may_hold)
+        reset(view, others_may_hold)
         return
     if action is CloseAction.WAIT:
         assert linger_s is not None, "the close table: only LINGER(t) waits"
-        if not _wait_acknowledged(view, monotonic() + linger_s):
-            _reset(view, others_may_hold)
+        if not _wait_acknowledged(view, monotonic() + linger_s, on_wait):
+            reset(view, others_may_hold)
             return
         unsent = False
     if view.type in _STREAMS:
         _drain_unread(view, unsent)
 
 
-def _reset(view: _socket.socket, others_may_hold: bool) -> None:
+def reset(view: _socket.socket, others_may_hold: bool) -> None:
+    """Have the connection end with a reset: when the file is closed, or now where others may hold it."""
     view.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(1, 0))
     if others_may_hold:
         system.reset_connection(view.fileno())
 
 
-def _wait_acknowledged(view: _socket.socket, deadline: float) -> bool:
+def _wait_acknowledged(view: _socket.socket, deadline: float, on_wait: Callable[[], object] | None) -> bool:
     """Wait until the peer's transport has every byte (LINGER-8: not its application); False when time is over first."""
     with suppress(OSError):  # ENOTCONN: reset meanwhile; nothing is left to send
         view.shutdown(socket.SHUT_WR)
@@ -100,6 +111,8 @@ def _wait_acknowledged(view: _socket.socket, deadline: float) -> bool:
         left_s = deadline - monotonic()
         if left_s <= 0:
             return False
+        if on_wait is not None:
+            on_wait()
         clock.poll(min(interval_s, left_s) * 1000)
         interval_s = min(interval_s * 2, _LAST_ASK_S)
     return True

@@ -30,6 +30,7 @@ __all__ = [
     "abandon",
     "announce_again",
     "enter",
+    "find",
     "flush_abandoned",
     "leave",
     "note_fork",
@@ -48,6 +49,12 @@ def enter(descriptor: Descriptor) -> Descriptor:
     """Enter an opened descriptor; return it."""
     _open[descriptor.id] = descriptor
     return descriptor
+
+
+def find(descriptor: DescriptorId) -> Descriptor | None:
+    """Return an open descriptor of this process by its number."""
+    found = _open.get(descriptor)
+    return None if found is None or found.is_closed else found
 
 
 def leave(descriptor: Descriptor) -> None:

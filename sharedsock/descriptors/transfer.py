@@ -240,21 +240,23 @@ def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None)
             file.seek(offset + total)
 
 
-def connect(descriptor: Descriptor, address: Any) -> None:
-    """Connect, waiting as the descriptor's timeout says.
+def connect(descriptor: Descriptor, address: Any, timeout_s: float | None = OWN_TIMEOUT) -> None:
+    """Connect, waiting as the descriptor's timeout says, or as this call's.
 
     Raises:
         OperationAborted: this process closed the descriptor; the attempt belongs to the socket and goes on if shared.
     """
     kernel = require_kernel(descriptor)
     try:
-        operations.connect(kernel, address, descriptor.timeout_s)
+        operations.connect(kernel, address, descriptor.timeout_s if timeout_s == OWN_TIMEOUT else timeout_s)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
 
 
-def accept(descriptor: Descriptor) -> tuple[KernelSocket, Any]:
+def accept(descriptor: Descriptor, timeout_s: float | None = OWN_TIMEOUT) -> tuple[KernelSocket, Any]:
     """Accept one client: its kernel socket, adopted, and its address.
+
+    Waits as the descriptor's timeout says, or as this call's.
 
     Other processes: the client is this one's; a close of the listener anywhere leaves it alone (CLOSE-40).
 
@@ -265,10 +267,10 @@ def accept(descriptor: Descriptor) -> tuple[KernelSocket, Any]:
     if kernel.kept:
         with suppress(IndexError):  # another thread was faster
             return cast("tuple[KernelSocket, Any]", kernel.kept.pop(0))
+    if timeout_s == OWN_TIMEOUT:
+        timeout_s = descriptor.timeout_s
     try:
-        taken = operations.perform(
-            kernel, "accept", READ, descriptor.timeout_s, _accept_once, (kernel, descriptor), _same
-        )
+        taken = operations.perform(kernel, "accept", READ, timeout_s, _accept_once, (kernel, descriptor), _same)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
     return cast("tuple[KernelSocket, Any]", taken)
