@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import _socket
 import errno
+import os
 import socket
 import struct
 import threading
@@ -117,10 +118,14 @@ def collect(descriptor: Descriptor) -> None:
 def forget(descriptor: Descriptor) -> int:
     """Let the file number of a never-shared socket go to the caller (`detach`); this process's operations end.
 
+    It blocks again if the timeout was None.
+
     Raises:
         OSError: 10022, the socket was shared: its number alone is not the socket.
     """
     closing = _Closing(descriptor)
+    kernel: KernelSocket | None = None
+    number = descriptor.kernel.number
     try:
         if not closing.begin():
             return -1
@@ -132,9 +137,14 @@ def forget(descriptor: Descriptor) -> int:
         closing.drain()
         if descriptor.local.linger_s:  # emulated up to now; whoever has the number has only the kernel's
             kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, descriptor.local.linger_s))
-        return sockets.let_go(kernel)
+        sockets.let_go(kernel)
+        with suppress(OSError):  # EBADF: closed behind our back; the number is all there is to give
+            os.set_blocking(number, descriptor.timeout_s is None)
+        return number
     except BaseException:
         closing.cut_short()
+        if kernel is not None and kernel.number < 0:  # let go, and not in anybody's hands
+            sockets.take_back(kernel, number)
         raise
 
 
@@ -156,7 +166,7 @@ class _Closing:
         self._descriptor = descriptor
         self._era = numbers.current_era()
         self._kernel: KernelSocket | None = None
-        self._kept: list[int | None] = []
+        self._kept: list[int] = []
         self._view: list[_socket.socket] = []
         self._owes = True  # a reference, where there is a registry that counts it
         self.won: list[bool] = []
@@ -221,8 +231,8 @@ class _Closing:
         """Step 5: the real file moves to a number of our own, the dead file over the old one."""
         kernel = self._kernel
         assert kernel is not None, "begin() has said yes"
-        self._kept.extend(starmap(sockets.keep_and_bury, ((kernel, True),)))
-        if self._kept[0] is not None:
+        sockets.keep_and_bury(kernel, True, self._kept)
+        if self._kept:
             # The C object closes its number once, however often it is told to: drop() may be cut short and done again.
             self._view.extend(starmap(_socket.socket, ((kernel.family, kernel.type, kernel.proto, self._kept[0]),)))
             if socket.getdefaulttimeout() is not None:
@@ -278,7 +288,7 @@ class _Closing:
             if not numbers.release(view.fileno(), self._era, view.close):
                 view.detach()  # a forked child, which has closed its number and may have given it to a stranger
         for kept in self._kept:
-            if kept is not None and not self._view:
+            if not self._view:
                 numbers.release(kept, self._era)
         self._kept.clear()
 

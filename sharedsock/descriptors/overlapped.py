@@ -83,7 +83,7 @@ class Operation(Future[T]):
         self._station: Station | None = station
         self._value: Any = None
         self._error: BaseException | None = None
-        self._has_ended = False
+        self.has_ended = False
         self._sent = 0
         issuer = threading.current_thread()
         self._facts = PendingOperation(issuer.name, issuer.native_id or 0, work.kind, time())
@@ -102,12 +102,22 @@ class Operation(Future[T]):
         the stream, which only a close may do (OVERLAP-17). A connection attempt goes on without its request.
         """
         station = self._station
-        if station is None or self._is_inherited() or self.bytes_transferred or not service.withdraw(station, self):
+        if station is None or self._is_inherited() or self.bytes_transferred:
             return self.cancelled()
-        self._let_go()
-        super().cancel()
-        self.set_running_or_notify_cancel()  # tells concurrent.futures.wait() and as_completed()
+        try:
+            if not service.withdraw(station, self):
+                return self.cancelled()
+        except BaseException:
+            if station.is_out(self):  # cut short, it is cancelled all the same
+                self._end_cancelled()
+            raise
+        self._end_cancelled()
         return True
+
+    def _end_cancelled(self) -> None:
+        super().cancel()
+        self._let_go()
+        self.set_running_or_notify_cancel()  # tells concurrent.futures.wait() and as_completed()
 
     def running(self) -> bool:
         """Report whether part of it is done: then it can not be cancelled any more."""
@@ -158,7 +168,7 @@ class Operation(Future[T]):
                 self.abort()
                 return True
             self._error = error.with_traceback(None)  # the frames hold the number of a socket that may be closed
-        self._has_ended = True
+        self.has_ended = True
         return True
 
     def abort(self) -> None:
@@ -168,7 +178,7 @@ class Operation(Future[T]):
         error = operations.aborted(work.station.kernel, self.kind, work.sent)
         error.winerror = WSA_OPERATION_ABORTED
         self._error = error
-        self._has_ended = True
+        self.has_ended = True
 
     def settle(self) -> None:
         """Give the outcome to whoever waits for it, and to the callbacks."""
@@ -346,8 +356,9 @@ class _SendAll(_Send):
 class _Accept(_Work):
     kind = "accept"
 
-    def __init__(self, descriptor: Descriptor, into: Callable[[KernelSocket], Any]) -> None:
+    def __init__(self, descriptor: Descriptor, into: Callable[[Descriptor], Any]) -> None:
         self._into = into
+        self._made: list[Descriptor] = []
         super().__init__(descriptor)
 
     def __call__(self, rounds: int | None) -> Any:
@@ -356,11 +367,11 @@ class _Accept(_Work):
         return self.taken[0]
 
     def finish(self, value: Any) -> Any:
-        self.taken = []  # from here on its client ends with its face
         kernel, address = value
-        return self._into(kernel), address
+        return transfer.hand_over(self.descriptor, kernel, address, self._into, self._made)
 
     def keep(self, value: Any) -> Any:
+        transfer.withdraw_face(self._made)
         return value
 
 
@@ -409,7 +420,7 @@ def _begin(work: _Work, descriptor: Descriptor) -> Operation[Any]:
             else:
                 station.serve(looked_after)
         station.settle_own(operation)
-        if operation._has_ended and not operation.done():  # the service thread has it in hand this moment
+        if operation.has_ended and not operation.done():  # the service thread has it in hand this moment
             Future.exception(operation)
         failure = Future.exception(operation) if operation.done() else None
         if isinstance(failure, TypeError | ValueError | OverflowError):  # wrong arguments: nothing was started
@@ -456,7 +467,7 @@ def begin_sendall(descriptor: Descriptor, data: Any, flags: int) -> Operation[No
     return _begin(_SendAll(descriptor, data, flags), descriptor)
 
 
-def begin_accept(descriptor: Descriptor, into: Callable[[KernelSocket], C]) -> Operation[tuple[C, Any]]:
+def begin_accept(descriptor: Descriptor, into: Callable[[Descriptor], C]) -> Operation[tuple[C, Any]]:
     """Begin to accept one client; `into` makes of it what the caller gets."""
     return _begin(_Accept(descriptor, into), descriptor)
 

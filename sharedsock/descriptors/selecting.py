@@ -207,8 +207,9 @@ class Selector(selectors.BaseSelector):
     A forked child cannot use its parent's: it gets `ForkedDescriptor`.
     """
 
+    _is_open = False
+
     def __init__(self) -> None:
-        self._is_open = False
         self._era = numbers.current_era()
         self._keys: dict[int, SelectorKey] = {}
         self._kernels: dict[int, KernelSocket] = {}
@@ -399,13 +400,23 @@ class Selector(selectors.BaseSelector):
         return any(map(_kept_of, tuple(self._kernels.values())))
 
     def _drop(self, number: int) -> None:
-        if self._keys.pop(number, None) is None:  # a close was faster; the number may be another's by now
-            return
+        kernel = self._kernels.get(number)
+        keys: list[SelectorKey | None] = []
+        try:
+            keys.extend(map(self._keys.pop, (number,), (None,)))
+            if keys[0] is not None:  # else a close was faster; the number may be another's by now
+                self._take_out(number, kernel)
+        except BaseException:
+            if any(keys):  # cut short: taken out all the same
+                self._take_out(number, kernel)
+            raise
+
+    def _take_out(self, number: int, kernel: KernelSocket | None) -> None:
         self._entered.pop(number, None)
-        kernel = self._kernels.pop(number, None)
         if kernel is None:
             self._polls.remove(number)
             return
+        self._kernels.pop(number, None)
         polling.leave(kernel, self._polls)
         here = polling.Presence((kernel,), "unregister")
         try:

@@ -228,9 +228,9 @@ def enlist(station: Station) -> Service:
         try:
             if service.thread is None:
                 service.start()
-        except RuntimeError:
-            del service.armed[station.number]
-            if not service.armed:
+        except BaseException:
+            service.armed.pop(station.number, None)
+            if not service.armed and service.thread is None:
                 _current = None
             raise
         return service

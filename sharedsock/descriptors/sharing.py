@@ -19,17 +19,17 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sharedsock.descriptors import closing, options, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import numbers, sockets, system
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
-from sharedsock.model.errors import ForkedDescriptor, NotASocket, RegistryGone, TicketInvalid
+from sharedsock.model.errors import ForkedDescriptor, NotASocket, RegistryGone, TicketInvalid, with_winerror
 from sharedsock.registry import connect
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sharedsock.model.identity import SocketId
     from sharedsock.registry.client import Claim, Client
 
-__all__ = ["duplicate", "flush", "lend", "mint", "minting", "redeem", "register", "revoke", "settle", "share"]
+__all__ = ["bind", "duplicate", "lend", "mint", "minting", "redeem", "register", "revoke", "share"]
 
 # magic, checksum, incarnation, secret; then the runtime path in UTF-8.
 _HEAD: Final = struct.Struct("4s16s16s32s")
@@ -50,9 +50,6 @@ T = TypeVar("T")
 _launch = threading.local()
 # Redeemed and counted, but an interrupt kept it from its caller: by the ticket's secret, oldest first.
 _undelivered: OrderedDict[bytes, Descriptor] = OrderedDict()
-# Tickets of launches that are over, and the child (None: there is none), of which a registry that hangs has not heard.
-_unsettled: deque[tuple[bytes, int | None]] = deque()
-os.register_at_fork(after_in_child=_unsettled.clear)  # they are the parent's
 
 
 def _checksum(body: bytes) -> bytes:
@@ -127,15 +124,14 @@ def _withdraw(client: Client, descriptor: Descriptor, error: BaseException) -> N
 
 
 def share(
-    descriptor: Descriptor, target: int | None, expires_s: float | None, minted: list[bytes] | None = None
-) -> bytes:
+    descriptor: Descriptor, target: int | None, expires_s: float | None, into: Callable[[bytes], Any] = bytes
+) -> Any:
     """Issue a ticket for one process, or with None for the first claimer; return its bytes.
 
     Other processes: none is asked; the socket now stays open until the ticket is redeemed, revoked or void.
 
     Args:
-        minted: the ticket is for a child that is being launched. It is put there as well, for `settle`, before this
-            returns; until then it has no clock and ends with this process.
+        into: makes of the bytes what is returned; part of the delivery, so that an interrupt in it revokes the ticket.
 
     Raises:
         NotASocket: the descriptor is closed. TicketError: no such process. TicketLimit: too many unclaimed tickets.
@@ -145,20 +141,14 @@ def share(
     if trace.hook is not None:
         trace.hit("share.begin", descriptor=descriptor.id)
     client = register(descriptor)
-    flush()
+    table.flush_abandoned()
     assert descriptor.socket_id is not None
     secrets: list[bytes] = []
     try:
-        launching = minted is not None
-        client.issue(
-            descriptor.socket_id, descriptor.id, kernel.number, target, expires_s, secrets, launching=launching
-        )
+        client.issue(descriptor.socket_id, descriptor.id, kernel.number, target, expires_s, secrets)
         if trace.hook is not None:
             trace.hit("share.issued", descriptor=descriptor.id)
-        info = _encode(client, secrets[0])
-        if minted is not None:
-            minted.append(info)
-        return info
+        return into(_encode(client, secrets[0]))
     except BaseException:
         for secret in secrets:  # a ticket nobody has seen
             with suppress(OSError):
@@ -193,7 +183,7 @@ def redeem(info: bytes, into: Callable[[Descriptor], T]) -> T:
     client = connect.client_of(runtime)
     if client.incarnation != incarnation:
         raise TicketInvalid("this ticket belongs to a registry that has ended; ask the sharer for another share()")
-    flush()
+    table.flush_abandoned()
     claims: list[Claim] = []
     fresh: Descriptor | None = None
     try:
@@ -224,14 +214,7 @@ def _hand_back(client: Client, claim: Claim) -> None:
     """Nothing stands on a claim's number: return the ticket, and close the number unless that has been done."""
     with suppress(RegistryGone, TicketInvalid):
         client.refuse(claim)
-    _close_stray(claim.fd, claim.socket.socket)
-
-
-def _close_stray(number: int, socket: SocketId) -> None:
-    """Close a number on which nothing stands. A wrapper that failed has closed it: then it may be a stranger's (I5)."""
-    with numbers.gate, suppress(OSError):
-        if system.socket_cookie(number) == socket:
-            numbers.release_stray(number)
+    sockets.close_stray(claim.fd, claim.socket.socket)
 
 
 def _is_counted(client: Client, claim: Claim, descriptor: Descriptor, error: BaseException) -> bool:
@@ -283,47 +266,10 @@ def revoke(info: bytes) -> bool:
     return client.incarnation == incarnation and client.revoke(secret)
 
 
-def settle(tickets: list[bytes], child: int | None) -> None:
-    """A launch is over: tie the tickets minted for it to the child, or take them back where there is none.
-
-    Can be cut short anywhere and done again: what is done has left the list. A registry that hangs is told later, by
-    the next call of `flush`.
-    """
-    while tickets:
-        if not _settle_one(tickets[-1], child):
-            _unsettled.append((tickets[-1], child))
-        tickets.pop()
-
-
-def _settle_one(info: bytes, child: int | None) -> bool:
-    """Bind a ticket, or revoke it; False: its registry is there and does not answer. Doubled: no effect."""
+def bind(info: bytes, target: int) -> None:
+    """Tie a claim-once ticket to the process it was minted for: its clock stops, it lives as long as that process."""
     runtime, _, secret = _decode(info)
-    try:
-        client = connect.client_of(runtime)
-    except OSError:  # its registry has ended, and the ticket with it
-        return True
-    try:
-        if child is None:
-            client.revoke(secret)
-        else:
-            client.bind(secret, child)
-    except RegistryGone:
-        return not client.is_alive
-    except OSError:
-        # Claimed by now, or ours no more. Or we count processes in a namespace of our own (F-27), so that the registry
-        # cannot tell which the child is: the ticket goes on as it is, and ends with us at the latest.
-        pass
-    return True
-
-
-def flush() -> None:
-    """Tell registries what could not be told when it was due: references given up, launches that are over."""
-    table.flush_abandoned()
-    for one in list(_unsettled):  # by two threads at once: told twice, which is the same
-        if not _settle_one(*one):
-            return
-        with suppress(ValueError):
-            _unsettled.remove(one)
+    connect.client_of(runtime).bind(secret, target)
 
 
 def duplicate(descriptor: Descriptor, into: Callable[[Descriptor], T]) -> T:
@@ -361,11 +307,13 @@ def _twin_of(descriptor: Descriptor, kernel: KernelSocket, socket: SocketId) -> 
             # A close marks before it puts the dead file over the number, and does that under the gate.
             if kernel.aborted is not None:
                 transfer.require_kernel(descriptor)
-            taken.extend(map(system.duplicate, (kernel.number,)))
+            system.duplicate(kernel.number, taken)
             return sockets.adopt(taken[0], descriptor.family, descriptor.type, descriptor.protocol)
-    except BaseException:
+    except BaseException as error:
         for number in taken:
-            _close_stray(number, socket)
+            sockets.close_stray(number, socket)
+        if isinstance(error, OSError):
+            with_winerror(error)
         raise
 
 
@@ -382,7 +330,7 @@ def lend(descriptor: Descriptor, target: int) -> None:
 
 @contextmanager
 def minting(minted: list[bytes]) -> Iterator[None]:
-    """Collect the tickets minted in this thread, while multiprocessing launches a child; `settle` them afterwards."""
+    """Collect the tickets that pickling mints in this thread, while multiprocessing launches a child."""
     before = getattr(_launch, "minted", None)
     _launch.minted = minted
     try:
@@ -394,15 +342,20 @@ def minting(minted: list[bytes]) -> Iterator[None]:
 def mint(descriptor: Descriptor) -> bytes:
     """Issue the ticket a pickled socket stands for: the first claimer of the registry wins.
 
-    Minted while a child is being launched (`minting`) it has no clock: it ends with this process, and once the child
-    is known with the child. Else it is good for 60 s.
-
     Raises:
         NotASocket: closed before it was pickled: a queue or pool pickles later, in a thread of its own.
         ForkedDescriptor: the parent's.
     """
+    minted = getattr(_launch, "minted", None)
+
+    def deliver(info: bytes) -> bytes:
+        if minted is not None:
+            minted.append(info)
+        return info
+
     try:
-        return share(descriptor, None, None, getattr(_launch, "minted", None))
+        info: bytes = share(descriptor, None, None, deliver)
+        return info
     except ForkedDescriptor:
         raise
     except NotASocket as error:

@@ -41,10 +41,12 @@ class Request(Protocol):
     Attributes:
         direction: READ or WRITE.
         needs_clock: it waits for something the kernel has no event for.
+        has_ended: it has its outcome.
     """
 
     direction: int
     needs_clock: bool
+    has_ended: bool
 
     def attempt(self, rounds: int | None) -> bool:
         """Try without waiting; report whether it has its outcome. Called under the station's lock."""
@@ -246,12 +248,18 @@ class Station:
                 return False
             try:
                 self.queues[request.direction].remove(request)
-            except ValueError:  # it has its outcome
-                return False
+            except ValueError:
+                if not self.is_out(request):  # it has its outcome
+                    return False
         self.serve(service)
         if self.ended:
             self.call()
         return True
+
+    def is_out(self, request: Request) -> bool:
+        """Report whether a request was withdrawn: it waits no more, and has no outcome."""
+        with self.lock:
+            return not request.has_ended and request not in self.queues[request.direction]
 
     def settle(self) -> None:
         """Settle all that has ended; for the service thread."""

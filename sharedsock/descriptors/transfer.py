@@ -11,9 +11,10 @@ import os
 import socket
 from contextlib import suppress
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from sharedsock.descriptors import options, table
+from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import numbers, operations, sockets
 from sharedsock.kernel.conversation import Conversation
 from sharedsock.kernel.numbers import here
@@ -25,22 +26,26 @@ from sharedsock.model.winsock import WSAETIMEDOUT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sharedsock.descriptors.descriptor import Descriptor
     from sharedsock.kernel.sockets import KernelSocket
 
 __all__ = [
     "OWN_TIMEOUT",
     "Kept",
     "accept",
+    "accept_into",
     "connect",
     "converse",
+    "hand_over",
     "receive",
     "require_kernel",
     "send",
     "send_all",
     "send_file",
     "settle",
+    "withdraw_face",
 ]
+
+C = TypeVar("C")
 
 # The timeout of a call that has none of its own: the descriptor's, whatever it is by then.
 OWN_TIMEOUT: Final = -1.0
@@ -266,14 +271,49 @@ def accept(descriptor: Descriptor, timeout_s: float | None = OWN_TIMEOUT) -> tup
     kernel = require_kernel(descriptor)
     if kernel.kept:
         with suppress(IndexError):  # another thread was faster
-            return cast("tuple[KernelSocket, Any]", kernel.kept.pop(0))
+            return kernel.kept.pop(0)  # type: ignore[no-any-return]  # a listener keeps nothing else
     if timeout_s == OWN_TIMEOUT:
         timeout_s = descriptor.timeout_s
+    taken: tuple[KernelSocket, Any]
     try:
         taken = operations.perform(kernel, "accept", READ, timeout_s, _accept_once, (kernel, descriptor), _same)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
-    return cast("tuple[KernelSocket, Any]", taken)
+    return taken
+
+
+def accept_into(listener: Descriptor, into: Callable[[Descriptor], C]) -> tuple[C, Any]:
+    """Accept one client: what `into` makes of its descriptor, and its address. Cut short, the next one gets it."""
+    taken: list[tuple[KernelSocket, Any]] = []
+    made: list[Descriptor] = []
+    try:
+        taken.extend(starmap(accept, ((listener,),)))
+        return hand_over(listener, *taken[0], into, made)
+    except BaseException:
+        withdraw_face(made)
+        if listener.kernel.aborted is None:
+            listener.kernel.kept.extend(taken)
+        raise
+
+
+def hand_over(
+    listener: Descriptor, kernel: KernelSocket, address: Any, into: Callable[[Descriptor], C], made: list[Descriptor]
+) -> tuple[C, Any]:
+    """Make of an accepted client what its caller gets: what `into` makes of its descriptor, and its address.
+
+    Args:
+        made: gets the descriptor before anything stands on it, for `withdraw_face`.
+    """
+    made.append(Descriptor(kernel))
+    options.take_over_linger(made[0], listener)
+    return into(made[0]), address
+
+
+def withdraw_face(made: list[Descriptor]) -> None:
+    """Take a client's socket from under a face that nobody will see, and whose destructor would close it."""
+    for client in made:
+        table.leave(client)
+        client.swap_for_closed("an interrupt")
 
 
 def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSocket, Any]:
@@ -283,19 +323,21 @@ def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSo
     thread must not inherit a number that nobody has entered yet.
     """
     waker = Waker()
+    facts = descriptor.family, descriptor.type, descriptor.protocol
     taken: list[Any] = []
-    with numbers.gate:
-        try:
+    clients: list[KernelSocket] = []
+    try:
+        with numbers.gate:
             # Taken and stored in one C call: no interrupt between.
             taken.extend(starmap(kernel._accept, ((),)))
-            number, address = taken[0]
-            return sockets.adopt(number, descriptor.family, descriptor.type, descriptor.protocol, waker), address
-        except BaseException:
-            if taken:
-                number, address = taken[0]
-                client = sockets.adopt(number, descriptor.family, descriptor.type, descriptor.protocol, waker)
-                kernel.kept.append((client, address))
-            raise
+            sockets.adopt(taken[0][0], *facts, waker, clients)
+        return clients[0], taken[0][1]
+    except BaseException:
+        if taken:
+            if not clients:
+                sockets.adopt(taken[0][0], *facts, waker, clients)
+            kernel.kept.append((clients[0], taken[0][1]))
+        raise
 
 
 def _same(client: Any) -> Any:

@@ -16,6 +16,7 @@ import errno
 import os
 from _queue import SimpleQueue
 from contextlib import suppress
+from itertools import starmap
 from socket import AF_UNIX
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -36,11 +37,13 @@ __all__ = [
     "KernelSocket",
     "abort",
     "adopt",
+    "close_stray",
     "forget_retiring",
     "keep_and_bury",
     "let_go",
     "open_socket",
     "retiring",
+    "take_back",
     "wait_drained",
 ]
 
@@ -107,6 +110,7 @@ class KernelSocket(_socket.socket):
         self.number = -1
         self.era = numbers.current_era()
         try:
+            self.waker = Waker() if waker is None else waker  # first: for want of a number nothing else is touched
             with numbers.gate:
                 super().__init__(family, type, proto, fileno)
                 self.number = _socket.socket.fileno(self)
@@ -120,9 +124,15 @@ class KernelSocket(_socket.socket):
             self.sets: list[WaitSet | None] = [None, None]
             self.kept: list[Any] = []
             self.streak = 0
-            self.waker = Waker() if waker is None else waker
         except BaseException:
-            self._free()  # now, not when the traceback that holds us is dropped
+            if waker is None and hasattr(self, "waker"):
+                del self.waker  # now, not when the traceback that holds us is dropped
+            if fileno is None:
+                self._free()
+            else:  # the caller's still
+                self.detach()
+                numbers.disown(fileno, self.era)
+                self.number = -1
             raise
         if self.slot != numbers.NEVER_CALM:
             numbers.calm[self.slot] = 1
@@ -193,20 +203,37 @@ def open_socket(family: int, type: int, proto: int) -> KernelSocket:  # as in so
     return kernel
 
 
-def adopt(number: int, family: int, type: int, proto: int, waker: Waker | None = None) -> KernelSocket:  # as above
-    """Take over a file number that is a socket; from now on it is ours to close.
+def adopt(
+    number: int,
+    family: int,  # as above
+    type: int,
+    proto: int,
+    waker: Waker | None = None,
+    into: list[KernelSocket] | None = None,
+) -> KernelSocket:
+    """Take over a file number that is a socket; from when this returns it is ours to close.
 
     Args:
         number: a socket of this process, which nobody else in it will use or close.
         family, type, proto: as in the socket module; -1 asks the kernel.
         waker: one made beforehand, so that an accepted client cannot be lost for want of a number.
+        into: gets it as well, before this returns: a caller interrupted on the way finds it there.
 
     Raises:
-        OSError: EBADF, ENOTSOCK: not ours, untouched. Or no number for the waker: closed, nothing is left open.
+        OSError: EBADF, ENOTSOCK, or no number for the waker. As after an interrupt, the number is the caller's.
     """
     if not _dead:
         _require_dead_file(family)
-    return KernelSocket(family, type, proto, number, waker)
+    made: list[KernelSocket] = [] if into is None else into
+    made.extend(starmap(KernelSocket, ((family, type, proto, number, waker),)))
+    return made[-1]
+
+
+def close_stray(number: int, cookie: int) -> None:
+    """Close a number on which nothing stands, if it still is the socket it was: it may be a stranger's by now (I5)."""
+    with numbers.gate, suppress(OSError):
+        if system.socket_cookie(number) == cookie:
+            numbers.release_stray(number)
 
 
 def abort(kernel: KernelSocket, closed_by: str) -> None:
@@ -251,37 +278,46 @@ def wait_drained(kernel: KernelSocket) -> None:
         kernel.closers.remove(closer)
 
 
-def keep_and_bury(kernel: KernelSocket, keep: bool) -> int | None:
+def keep_and_bury(kernel: KernelSocket, keep: bool, into: list[int] | None = None) -> int | None:
     """Put the dead file over the number; with `keep`, hand out a new number on the real file first.
 
     After this no call through `kernel` can reach the socket: it meets the dead file and gets EBADF. The kept number
     is entered as owned, for `numbers.release`; None where it was not asked for, or could not be had, or the socket is
     buried already. A number that somebody else has closed is left alone, and `kernel.number` is -1 then (F-55).
+
+    Args:
+        into: gets the new number as well, before this returns: a caller interrupted on the way finds it there.
     """
-    kept: int | None = None
+    kept: list[int] = [] if into is None else into
     with numbers.gate:
         if kernel.is_buried:
             return None
         if keep:
             try:
-                kept = numbers.own(system.duplicate(kernel.number))
+                system.duplicate(kernel.number, kept)
             except OSError as error:
                 if error.errno == errno.EBADF:  # closed behind our back: nobody's number, and soon a stranger's
                     let_go(kernel)
                     return None
                 if error.errno in (errno.EMFILE, errno.ENFILE) and numbers.spend_reserve():
                     with suppress(OSError):  # another thread took the number: the kernel's rule ends the socket
-                        kept = numbers.own(system.duplicate(kernel.number))
+                        system.duplicate(kernel.number, kept)
+            for number in kept:
+                numbers.own(number)
         # Last, so that no number of ours can move under it.
         try:
             dead = _require_dead_file(kernel.family)
         except OSError:  # closed behind our back, and the table is full: the waker answers ENOTSOCK, which does as well
             dead = kernel.waker.number
-        kernel.is_buried = True
         _retiring[id(kernel)] = kernel.number
-        system.dup2(dead, kernel.number)
+        kernel.is_buried = True  # first: whoever meets the dead file looks here
+        try:
+            system.dup2(dead, kernel.number)
+        except BaseException:  # cut short: who buries again puts a dead file over a dead file at worst
+            kernel.is_buried = False
+            raise
         kernel.sets[:] = None, None  # whoever still waits in one holds it
-    return kept
+        return kept[0] if kept else None
 
 
 def let_go(kernel: KernelSocket) -> int:
@@ -292,3 +328,11 @@ def let_go(kernel: KernelSocket) -> int:
         kernel.sets[:] = None, None
         kernel.number = -1
         return kernel.detach()
+
+
+def take_back(kernel: KernelSocket, number: int) -> None:
+    """Close a number that was let go but did not reach its new owner."""
+    if _socket.socket.fileno(kernel) >= 0:
+        kernel.close()
+    else:
+        numbers.release_stray(number)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import chain, starmap
 
 from sharedsock.kernel import numbers, system
+from sharedsock.model.errors import with_winerror
 
 __all__ = ["Waker"]
 
@@ -24,7 +25,7 @@ class Waker:
         number: readable once signalled.
 
     Raises:
-        OSError: EMFILE, ENFILE, ENOMEM; nothing is left open.
+        OSError: EMFILE, ENFILE, ENOMEM, with `.winerror`; nothing is left open.
     """
 
     __slots__ = ("_era", "_numbers", "number")
@@ -39,8 +40,11 @@ class Waker:
                 opened += starmap(system.make_eventfd, ((),))
             except OSError as error:
                 if error.errno != errno.ENOSYS:
-                    raise
-                opened += chain.from_iterable(starmap(system.make_pipe, ((),)))
+                    raise with_winerror(error) from None
+                try:
+                    opened += chain.from_iterable(starmap(system.make_pipe, ((),)))
+                except OSError as failure:
+                    raise with_winerror(failure) from None
                 for number in opened:
                     os.set_blocking(number, False)
             for number in opened:

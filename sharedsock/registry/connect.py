@@ -184,12 +184,13 @@ class RegistryHandle:
 
     def close(self) -> None:
         """Be current no longer. Sockets shared through it stay shared; its channel ends with the last of ours."""
-        if self in _current:
-            _current.remove(self)
-        manager, self._manager = self._manager, None
+        manager = self._manager
         if manager is not None:
             manager.shutdown()
+            self._manager = None
         self.client.retire()
+        if self in _current:  # last: what is cut short can be done again
+            _current.remove(self)
 
     def __enter__(self) -> Self:
         return self
@@ -231,12 +232,12 @@ class Registry(RegistryHandle):
         """Be current no longer, and leave it to end by itself. Idempotent."""
         if self not in _current:
             return
-        super().close()
         if os.environ.get(REGISTRY_VARIABLE) == self.runtime:
             if self._before is None:
                 del os.environ[REGISTRY_VARIABLE]
             else:
                 os.environ[REGISTRY_VARIABLE] = self._before
+        super().close()
 
     def __enter__(self) -> Self:
         return self.start()

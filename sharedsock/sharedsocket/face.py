@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import errno
 import operator
-import os
 import socket
 import sys
 import warnings
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sharedsock.descriptors import closing, options, service, sharing, table, transfer
@@ -166,11 +164,13 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
 
         Source: LPWSPDUPLICATESOCKET.
         """
-        return sharing.share(self._descriptor, process_id, expires_s)
+        info: bytes = sharing.share(self._descriptor, process_id, expires_s)
+        return info
 
     def ticket(self) -> Ticket:
         """Mint a picklable ticket now; unpickling it anywhere gives a SharedSocket, once."""
-        return Ticket(sharing.share(self._descriptor, None, None))
+        ticket: Ticket = sharing.share(self._descriptor, None, None, Ticket)
+        return ticket
 
     def lend(self, process_id: int) -> None:
         """Count a reference for a program without sharedsock that has inherited the number; it ends with that process.
@@ -259,12 +259,8 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
         Raises:
             OSError: 10022, the socket was shared: use share() or lend().
         """
-        timeout_s = self._descriptor.timeout_s
         number = closing.forget(self._descriptor)
         self._closed = True
-        if number >= 0:
-            with suppress(OSError):  # EBADF: closed behind our back; the number is all there is to give
-                os.set_blocking(number, timeout_s is None)
         return number
 
     def __del__(self) -> None:
@@ -323,10 +319,7 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
 
         Source: LPWSPACCEPT.
         """
-        kernel, address = transfer.accept(self._descriptor)
-        client = Descriptor(kernel)
-        options.take_over_linger(client, self._descriptor)
-        return type(self)._over(client), address
+        return transfer.accept_into(self._descriptor, type(self)._over)
 
     def _accept(self) -> tuple[int, Any]:
         """Accept one client as a plain number; the stdlib's accept() would call this."""

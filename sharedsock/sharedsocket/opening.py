@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from sharedsock.descriptors import options, table
 from sharedsock.descriptors.descriptor import Descriptor
-from sharedsock.kernel import sockets
+from sharedsock.kernel import sockets, system
 from sharedsock.kernel.waker import Waker
-from sharedsock.model.errors import from_errno
+from sharedsock.model.errors import from_errno, with_winerror
 from sharedsock.sharedsocket.base import PlainSocket
 from sharedsock.sharedsocket.face import SharedSocket
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sharedsock.model.identity import Statistics
 
 __all__ = ["adopt", "create_connection", "create_server", "socketpair", "statistics"]
@@ -33,9 +35,25 @@ def adopt(plain: socket.socket) -> SharedSocket:
         raise TypeError(f"adopt() takes a plain socket.socket, not {type(given).__name__}")
     if plain.fileno() < 0:
         raise from_errno(errno.EBADF, "adopt() of a closed socket")
+    shared = _take_over(plain)
+    plain._closed = True  # type: ignore[attr-defined]  # as its own detach() does
+    return shared
+
+
+def _take_over(plain: _socket.socket) -> SharedSocket:
+    """Adopt what a socket object has; cut short, the number is closed or still that object's."""
     timeout_s = plain.gettimeout()
+    facts = plain.family, plain.type, plain.proto
     waker = Waker()
-    kernel = sockets.adopt(plain.detach(), plain.family, plain.type, plain.proto, waker)
+    cookie = system.socket_cookie(plain.fileno())
+    taken: list[int] = []
+    try:
+        taken.extend(map(_socket.socket.detach, (plain,)))
+        kernel = sockets.adopt(taken[0], *facts, waker)
+    except BaseException:
+        for number in taken:
+            sockets.close_stray(number, cookie)
+        raise
     shared = SharedSocket._over(Descriptor(kernel))
     shared.settimeout(timeout_s)
     options.take_over_linger(shared._descriptor)
@@ -54,12 +72,14 @@ def socketpair(
 ) -> tuple[SharedSocket, SharedSocket]:
     """Open a connected pair, as `socket.socketpair`."""
     family = socket.AF_UNIX if family is None else family
-    made = _socket.socketpair(family, type, proto)
+    try:
+        made = _socket.socketpair(family, type, proto)
+    except OSError as error:
+        raise with_winerror(error) from None
     pair: list[SharedSocket] = []
     try:
         for end in made:
-            with PlainSocket(family, type, proto, end.detach()) as plain:
-                pair.append(adopt(plain))
+            pair.append(_take_over(end))
     except BaseException:
         for opened in (*made, *pair):
             opened.close()
@@ -69,16 +89,21 @@ def socketpair(
 
 def create_server(address: Any, **keywords: Any) -> SharedSocket:
     """Open a listener, as `socket.create_server`: family, backlog, reuse_port, dualstack_ipv6."""
-    return _taken_over(socket.create_server(address, **keywords))
+    return _taken_over(socket.create_server, address, **keywords)
 
 
 def create_connection(address: Any, *arguments: Any, **keywords: Any) -> SharedSocket:
     """Connect to an address, as `socket.create_connection`: timeout, source_address, all_errors."""
-    return _taken_over(socket.create_connection(address, *arguments, **keywords))
+    return _taken_over(socket.create_connection, address, *arguments, **keywords)
 
 
-def _taken_over(made: socket.socket) -> SharedSocket:
-    """Adopt what a function of the socket module made; where SharedSocket stands in for socket.socket, it is one."""
+def _taken_over(make: Callable[..., socket.socket], *arguments: Any, **keywords: Any) -> SharedSocket:
+    """Adopt what a function of the socket module makes; where SharedSocket stands in for socket.socket, it is one."""
+    try:
+        made = make(*arguments, **keywords)
+    except OSError as error:
+        with_winerror(error)
+        raise
     if isinstance(made, SharedSocket):
         return made
     with made:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Self
 
-from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.sharedsocket.base import SocketBase
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ class Overlapping(SocketBase):
         """Begin to accept one client: (its SharedSocket, its address). As `begin_recv`."""
         from sharedsock.descriptors import overlapped
 
-        return overlapped.begin_accept(self._descriptor, lambda kernel: type(self)._over(Descriptor(kernel)))
+        return overlapped.begin_accept(self._descriptor, type(self)._over)
 
     def begin_connect(self, address: Any) -> Operation[None]:
         """Begin to connect; a host name is resolved before this returns. As `begin_recv`."""

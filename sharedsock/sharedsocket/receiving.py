@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.descriptors import options, transfer
 from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept
@@ -24,6 +24,21 @@ _UNFLAGGED: Final = _Unflagged(DONTWAIT)
 
 def _data_of(kept: Kept) -> bytes:
     return kept.data
+
+
+def _room(buffer: Any, nbytes: int, call: str, too_small: str) -> tuple[memoryview, int]:
+    """Return a view of a buffer's bytes, and how many of them a receive may fill.
+
+    The view ends with the last reference to it. Behind a receive there must be no call before its result is returned,
+    not even __exit__: an interrupt at its end would lose what was received (rule 3).
+    """
+    if nbytes < 0:
+        raise ValueError(f"negative buffersize in {call}")
+    with memoryview(buffer) as whole:
+        limit = nbytes or whole.nbytes
+        if limit > whole.nbytes:
+            raise ValueError(too_small)
+        return whole.cast("B") if whole.nbytes else memoryview(b""), limit
 
 
 class Receiving(SocketBase):
@@ -62,16 +77,17 @@ class Receiving(SocketBase):
         return self._receive(bufsize, flags)
 
     def _receive(self, bufsize: int, flags: int, has_tried: bool = False) -> bytes:
-        """Receive off the hot paths; where this had to wait, the next ones on the same terms are a conversation."""
+        """Receive off the hot paths; where the last one had to wait, the next ones like it are a conversation."""
         descriptor = self._descriptor
         timeout_s = OWN_TIMEOUT if flags is _UNFLAGGED else timeout_of(flags)
         arguments = (bufsize, flags | DONTWAIT)
+        talk = self._talk
+        if flags is _UNFLAGGED and (talk is None or talk.bufsize != bufsize):
+            # Before this one: behind it, an interrupt would lose what it took.
+            self._talk = transfer.converse(descriptor, bufsize, flags)
         data: bytes = transfer.receive(
             descriptor, "recv", "recv", arguments, Kept, _data_of, bufsize, has_tried, timeout_s
         )
-        talk = self._talk
-        if flags is _UNFLAGGED and (talk is None or talk.bufsize != bufsize):
-            self._talk = transfer.converse(descriptor, bufsize, flags)
         return data or self._empty(data, bufsize)
 
     def _empty(self, data: bytes, bufsize: int) -> bytes:
@@ -82,18 +98,14 @@ class Receiving(SocketBase):
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
         """Receive into a buffer; return how many bytes, 0 only for the peer's FIN. Errors as `recv`."""
-        with memoryview(buffer) as whole:
-            view = whole.cast("B") if whole.nbytes else whole
-            limit = nbytes or whole.nbytes
-            if nbytes < 0:
-                raise ValueError("negative buffersize in recv_into")
-            if limit > whole.nbytes:
-                raise ValueError("buffer too small for requested bytes")
+        view, limit = _room(buffer, nbytes, "recv_into", "buffer too small for requested bytes")
 
-            def give(kept: Kept) -> int:
-                view[: len(kept.data)] = kept.data
-                return len(kept.data)
+        def give(kept: Kept) -> int:
+            view[: len(kept.data)] = kept.data
+            return len(kept.data)
 
+        count: int
+        try:
             count = transfer.receive(
                 self._descriptor,
                 "recv_into",
@@ -104,9 +116,12 @@ class Receiving(SocketBase):
                 limit,
                 timeout_s=timeout_of(flags),
             )
+        except BaseException:  # or the traceback would keep the buffer from being resized
+            view.release()
+            raise
         if not count and limit:
             options.verdict_on_empty(self._descriptor)
-        return cast("int", count)
+        return count
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """Receive at most `bufsize` bytes, and from where. Errors as `recv`."""
@@ -126,18 +141,13 @@ class Receiving(SocketBase):
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         """Receive into a buffer; return how many bytes, and from where. Errors as `recv`."""
-        with memoryview(buffer) as whole:
-            view = whole.cast("B") if whole.nbytes else whole
-            limit = nbytes or whole.nbytes
-            if nbytes < 0:
-                raise ValueError("negative buffersize in recvfrom_into")
-            if limit > whole.nbytes:
-                raise ValueError("nbytes is greater than the length of the buffer")
+        view, limit = _room(buffer, nbytes, "recvfrom_into", "nbytes is greater than the length of the buffer")
 
-            def give(kept: Kept) -> tuple[int, Any]:
-                view[: len(kept.data)] = kept.data
-                return len(kept.data), kept.address
+        def give(kept: Kept) -> tuple[int, Any]:
+            view[: len(kept.data)] = kept.data
+            return len(kept.data), kept.address
 
+        try:
             count, address = transfer.receive(
                 self._descriptor,
                 "recvfrom_into",
@@ -148,6 +158,9 @@ class Receiving(SocketBase):
                 limit,
                 timeout_s=timeout_of(flags),
             )
+        except BaseException:  # or the traceback would keep the buffer from being resized
+            view.release()
+            raise
         if not count and limit:
             options.verdict_on_empty(self._descriptor)
         return count, address

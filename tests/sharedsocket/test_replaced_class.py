@@ -5,16 +5,18 @@ pytest-socket does so for whole test sessions, and so does CPython's own suite w
 
 from __future__ import annotations
 
+import _socket
 import ast
 import multiprocessing
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 import sharedsock as ss
+from sharedsock.sharedsocket import opening
 from sharedsock.testing import Actors
 
 PACKAGE = Path(ss.__file__).parent
@@ -76,14 +78,14 @@ def test_a_pair_that_cannot_be_adopted_leaves_nothing(monkeypatch: pytest.Monkey
     """The second of the two fails: both are closed (the oracle looks)."""
     made: list[ss.SharedSocket] = []
 
-    def adopt_once(plain: socket.socket) -> ss.SharedSocket:
+    def adopt_once(plain: _socket.socket) -> ss.SharedSocket:
         if made:
             raise OSError(24, "no number is free")
         made.append(adopt(plain))
         return made[0]
 
-    adopt: Callable[[socket.socket], ss.SharedSocket] = ss.adopt
-    monkeypatch.setattr(f"{ss.socketpair.__module__}.adopt", adopt_once)
+    adopt = opening._take_over
+    monkeypatch.setattr(opening, "_take_over", adopt_once)
     with pytest.raises(OSError):
         ss.socketpair()
     assert made[0].fileno() == -1
