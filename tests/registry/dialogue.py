@@ -167,12 +167,7 @@ class Dialogue:
         )
 
     def issue(
-        self,
-        subject: socket.socket,
-        descriptor: int,
-        target: int | None,
-        expires_s: float | None = None,
-        launching: bool = False,
+        self, subject: socket.socket, descriptor: int, target: int | None, expires_s: float | None = None
     ) -> bytes:
         reply = self.ask(
             Code.ISSUE,
@@ -181,7 +176,6 @@ class Dialogue:
             descriptor=descriptor,
             target=target,
             expires_s=expires_s,
-            launching=launching,
         )
         return bytes(reply.secret)
 

@@ -21,13 +21,14 @@ from typing import Any, Final
 
 __all__ = ["EveryBytecode", "InstructionsOf", "Interrupter", "Rule", "at_signals"]
 
-# Whether an interrupt may fall before the bytecode at an offset; the offset before it, -1 at the start of a function.
-Places = Callable[[int, int], bool]
+# Whether an interrupt may fall before the bytecode at an offset: the offset before it (-1 at the start of a function),
+# its own, and whether a function in Python has run in between.
+Places = Callable[[int, int, bool], bool]
 # What may be interrupted in a function; None: nothing.
 Rule = Callable[[CodeType], Places | None]
 
 _SIGNALS_ARE_SEEN_BEHIND: Final = ("RESUME", "CALL", "JUMP_BACKWARD", "POP_JUMP_BACKWARD")
-_UNLESS_BEFORE: Final = ("RETURN", "PUSH_EXC_INFO")  # a function of ours has returned, or the call has raised
+_CALLED_BY_C: Final = ("__init__", "__new__")  # for an object's type is in C
 
 
 @functools.cache
@@ -35,18 +36,20 @@ def at_signals(code: CodeType) -> Places:
     """Where the interpreter looks for signals.
 
     The next bytecode shows that it has come there, if the same handlers are in force for both. An interrupt before any
-    other bytecode is none that can happen, and CPython's own books are not made for it.
+    other bytecode is none that can happen, and CPython's own books are not made for it. A call of a function in Python
+    is no call of C's: there it looks at the start, and not when that returns.
     """
     names = {-1: "RESUME"} | {one.offset: one.opname for one in dis.get_instructions(code)}
     handlers = dict.fromkeys(names, -1)
     for region in dis._parse_exception_table(code):  # type: ignore[attr-defined]  # dis has no public name for it
         handlers.update(dict.fromkeys(range(region.start, region.end, 2), region.target))
 
-    def is_seen(before: int, now: int) -> bool:
+    def is_seen(before: int, now: int, was_python: bool) -> bool:
         return (
-            names[before].startswith(_SIGNALS_ARE_SEEN_BEHIND)
+            not was_python
+            and names[before].startswith(_SIGNALS_ARE_SEEN_BEHIND)
             and handlers[before] == handlers[now]
-            and not names[now].startswith(_UNLESS_BEFORE)
+            and not names[now].startswith("PUSH_EXC_INFO")  # the call has raised
         )
 
     return is_seen
@@ -59,7 +62,7 @@ class EveryBytecode:
         self._directory = directory
 
     def __call__(self, code: CodeType) -> Places | None:
-        return (lambda before, now: True) if code.co_filename.startswith(self._directory) else None
+        return (lambda *_: True) if code.co_filename.startswith(self._directory) else None
 
 
 class InstructionsOf:
@@ -72,7 +75,7 @@ class InstructionsOf:
 
     def __call__(self, code: CodeType) -> Places | None:
         spared = self._spared.get(code)
-        return None if spared is None else (lambda before, now: now not in spared)
+        return None if spared is None else (lambda before, now, was_python: now not in spared)
 
     @staticmethod
     def _not_covered(code: CodeType) -> frozenset[int]:
@@ -103,12 +106,20 @@ class Interrupter:
         self._rule = rule
         self.passed = 0
         self.where = ""
+        # By frame, the offset of its last call of a function in C, and of the last one that made a frame in Python.
+        self._called_c: dict[int, int] = {}
+        self._called_python: dict[int, int] = {}
 
     @property
     def has_struck(self) -> bool:
         return bool(self.where)
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Callable[..., Any] | None:
+        caller = frame.f_back
+        if caller is not None and frame.f_code.co_name not in _CALLED_BY_C:
+            self._called_python[id(caller)] = caller.f_lasti
+        self._called_c.pop(id(frame), None)  # another frame's, which was at the same address
+        self._called_python.pop(id(frame), None)
         places = None if self.where else self._rule(frame.f_code)
         if places is None or _is_in_destructor(frame):
             return None
@@ -119,7 +130,10 @@ class Interrupter:
             nonlocal last
             if event == "opcode":
                 before, last = last, frame.f_lasti
-                if not self.where and is_place(before, last):
+                # Inside a call the offset is anywhere in its instruction, caches included.
+                since = range(before, last)
+                was_python = self._called_python.get(id(frame)) in since and self._called_c.get(id(frame)) not in since
+                if not self.where and is_place(before, last, was_python):
                     if self.passed == self._nth:
                         self.where = f"{frame.f_code.co_filename}:{frame.f_lineno} {frame.f_code.co_name}"
                         raise KeyboardInterrupt(self.where)
@@ -131,17 +145,23 @@ class Interrupter:
         frame.f_trace_lines = False
         return look
 
+    def _note_c(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "c_call":
+            self._called_c[id(frame)] = frame.f_lasti
+
     def run(self, function: Callable[..., Any], *arguments: Any) -> tuple[Any, bool]:
         """Call; return (value, False), or (None, True) when the interrupt came out."""
         gc.disable()  # when the collector runs is no part of the sweep
         before = sys.gettrace()
         sys._getframe().f_trace_opcodes = True  # 3.12: some frame must have it when tracing begins
         try:
+            sys.setprofile(self._note_c)
             sys.settrace(self)
             try:
                 value = function(*arguments)
             finally:
                 sys.settrace(before)
+                sys.setprofile(None)
             return value, False
         except KeyboardInterrupt as error:
             error.__traceback__ = error.__context__ = None
