@@ -15,6 +15,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from sharedsock.simulator.scenario import Finding, Promise, Report, Standing, Verdict
+from sharedsock.simulator.schedule import Schedule
 from sharedsock.simulator.timeline import Mark
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _STYLES: Final = {
 }
 _MARKS: Final = {
     Mark.WAITING.letter: "dim",
+    Mark.WAITS.letter: "cyan",
+    Mark.LINGERS.letter: "cyan",
     Mark.BLOCKED.letter: "dim",
     "|": "dim",
     Mark.RECEIVED.letter: "green",
@@ -39,14 +42,17 @@ _MARKS: Final = {
     Mark.ABORTED.letter: "yellow",
     Mark.CLOSED.letter: "cyan",
     Mark.LAST_CLOSE.letter: "bold cyan",
+    Mark.FIN.letter: "bold green",
+    Mark.RESET.letter: "bold magenta",
     Mark.KILLED.letter: "bold red",
 }
 _LANE: Final = {*_MARKS, " "}
 _CONDITIONS: Final = (
-    "{options.processes} processes x {options.threads} threads, {options.start_method}, linger {options.linger}; "
-    "Python {environment[python]}, {environment[system]}"
+    "{options.processes} processes x {options.threads} threads, {options.start_method}, {options.transport}, "
+    "linger {linger}; close order {order}; Python {environment[python]}, {environment[system]}"
 )
 _LOADED: Final = "; loaded machine, bounds x{report.slack:g}"
+_ROOM_FOR_BOUNDS: Final = 100
 _INDENT: Final = 3
 _GAP: Final = 2
 
@@ -77,8 +83,9 @@ class Progress:
             if verdict is None:
                 self._stream.write(f"\r\x1b[K{promise.number}  {promise.text} ...")
         elif verdict is not None and verdict.standing is not Standing.NOT_REACHED:
-            took_s = verdict.ended_s - verdict.began_s
-            self._stream.write(f"{promise.number} {promise.name:<11} {verdict.standing.value:<7} {_time(took_s)}\n")
+            took_s = None if verdict.standing is Standing.NO_MEANING else verdict.ended_s - verdict.began_s
+            line = f"{promise.number} {promise.name:<11} {verdict.standing.value:<7} {_time(took_s)}"
+            self._stream.write(line.rstrip() + "\n")
         self._stream.flush()
 
     def end(self) -> None:
@@ -117,7 +124,10 @@ def page(report: Report, width: int) -> Iterator[Line]:
     options = report.options
     yield ((report.scenario.name, "bold"),)
     yield ((report.scenario.title, ""),)
-    conditions = _CONDITIONS.format(options=options, environment=report.environment)
+    schedule = Schedule.of(options)
+    order = ", ".join(f"{name} (killed)" if name == schedule.victim else name for name in schedule.order)
+    linger = f"{options.linger} s" if options.linger_s else options.linger
+    conditions = _CONDITIONS.format(options=options, linger=linger, order=order, environment=report.environment)
     if report.slack > 1:
         conditions += _LOADED.format(report=report)
     for line in textwrap.wrap(conditions, width):
@@ -127,9 +137,10 @@ def page(report: Report, width: int) -> Iterator[Line]:
     drawn = report.timeline.draw(width)
     if drawn:
         yield ()
-        *lanes, gap, legend = drawn
-        yield from map(_coloured, lanes)
-        yield from (((gap, ""),), ((legend, "dim"),))
+        yield from map(_coloured, drawn)
+        yield ()
+        for line in report.timeline.legend(width):
+            yield ((line, "dim"),)
     yield ()
     yield ((verdict_line(report), _STYLES[Standing.HELD if report.holds else Standing.BROKEN]),)
 
@@ -149,7 +160,9 @@ def verdict_line(report: Report) -> str:
     count = {standing: sum(one.standing is standing for one in report.verdicts) for standing in Standing}
     if report.holds:
         tail = f", {count[Standing.NO_MEANING]} n/a" if count[Standing.NO_MEANING] else ""
-        return f"{report.scenario.name}: {count[Standing.HELD]} promises held{tail}"
+        lacking = sum(len(one.lacking) for one in report.verdicts)
+        parts = f"; {lacking} part{'s' if lacking > 1 else ''} n/a on {report.options.transport}" if lacking else ""
+        return f"{report.scenario.name}: {count[Standing.HELD]} promises held{tail}{parts}"
     first = report.broken[0]
     reason = first.reason.partition("\n")[0]
     return f"{report.scenario.name}: promise {first.promise.number} ({first.promise.name}) broken: {reason}"
@@ -168,13 +181,15 @@ def _table(report: Report, width: int) -> Iterator[Line]:
         for finding in verdict.findings:
             for line in widths.wrapped(finding):
                 yield ((line, "" if finding.holds else _STYLES[Standing.BROKEN]),)
+        for clause, reason in verdict.lacking:
+            yield from (((line, _STYLES[Standing.NO_MEANING]),) for line in widths.spread(clause.text, reason))
         for line in verdict.reason.splitlines():
             yield ((f"   {line}", _STYLES[verdict.standing]),)
 
 
 @dataclass(frozen=True, slots=True)
 class _Widths:
-    """The widths of the columns, in characters."""
+    """The widths of the columns, in characters; a narrow page has no column of bounds."""
 
     what: int
     observed: int
@@ -184,32 +199,51 @@ class _Widths:
 
     @classmethod
     def of(cls, width: int, findings: Sequence[Finding]) -> _Widths:
-        """Give each column what it needs, and take from the two of words what the page does not have."""
-        rule = max((len(finding.rule) for finding in findings), default=4)
-        time = max((len(_time(finding.measured_s)) for finding in findings), default=4)
-        bound = max((len(_time(finding.bound_s)) for finding in findings), default=5)
-        rest = width - _INDENT - max(4, rule) - max(4, time) - max(5, bound) - 4 * _GAP
+        """Give each column what it needs; what the page does not have, the two of words do without, in fewest lines."""
+        rule = max(4, *(len(finding.rule) for finding in findings)) if findings else 4
+        time = max(4, *(len(_time(finding.measured_s)) for finding in findings)) if findings else 4
+        bound = max(5, *(len(_time(finding.bound_s)) for finding in findings)) if findings else 5
+        if width < _ROOM_FOR_BOUNDS:
+            bound = 0
+        rest = width - _INDENT - rule - time - (bound + _GAP if bound else 0) - 3 * _GAP
         what = max((len(finding.what) for finding in findings), default=7)
         observed = max((len(finding.observed) for finding in findings), default=8)
-        observed = max(8, min(observed, max(rest - what, rest * 2 // 5)))
-        return cls(min(what, rest - observed), observed, max(4, rule), max(4, time), max(5, bound))
+        if what + observed > rest:
+            # About as many lines as a column's text is times as long as the column.
+            def lines(what: int) -> int:
+                tall = (max(-(-len(one.what) // what), -(-len(one.observed) // (rest - what))) for one in findings)
+                return sum(tall)
+
+            what = min(range(12, rest - 12), key=lines)
+            observed = rest - what
+        return cls(what, max(8, observed), rule, time, bound)
 
     @property
     def total(self) -> int:
         """The width of a row."""
-        return _INDENT + self.what + self.observed + self.rule + self.time + self.bound + 4 * _GAP
+        bound = self.bound + _GAP if self.bound else 0
+        return _INDENT + self.what + self.observed + self.rule + self.time + bound + 3 * _GAP
 
     def row(self, what: str, observed: str, rule: str, time: str, bound: str) -> str:
         """Return one line of the table."""
         gap = " " * _GAP
-        cells = (
+        cells = [
             what.ljust(self.what),
             observed.ljust(self.observed),
             rule.ljust(self.rule),
             time.rjust(self.time),
-            bound.rjust(self.bound),
-        )
+        ]
+        if self.bound:
+            cells.append(bound.rjust(self.bound))
         return " " * _INDENT + gap.join(cells)
+
+    def spread(self, what: str, reason: str) -> Iterator[str]:
+        """Yield the lines of what has no meaning: over all columns, "n/a" at the end of the first."""
+        status = Standing.NO_MEANING.value
+        room = self.total - _INDENT - _GAP - len(status)
+        first, *rest = textwrap.wrap(f"{what} - {reason}", room)
+        yield " " * _INDENT + first.ljust(room) + " " * _GAP + status
+        yield from (" " * (_INDENT + _GAP) + line for line in rest)
 
     def wrapped(self, finding: Finding) -> Iterator[str]:
         """Yield the lines of one finding, words wrapped inside their columns."""

@@ -1,7 +1,8 @@
 """The verb `run`: play one scenario with real processes, and show each promise as it was observed.
 
     sharedsock run closing-sockets [--processes N] [--threads N] [--start-method fork|forkserver|spawn]
-                                   [--linger off|0] [--json | --quiet]
+                                   [--transport tcp|tcp6|unix|udp] [--linger off|0|SECONDS]
+                                   [--close-order A,B,C] [--kill NAME|none] [--json | --quiet]
 
 Standard output gets the result and nothing else: the table and the timeline, with --quiet one line, with --json one
 JSON object. Progress goes to standard error, not with --quiet or --json. `as_json` says what the object holds.
@@ -17,8 +18,10 @@ from typing import Any, Final
 
 from sharedsock.cli.pages import Progress, show, verdict_line
 from sharedsock.simulator.runner import SCENARIOS, Intervention, play
-from sharedsock.simulator.scenario import LINGERS, START_METHODS, Finding, Options, Report, Verdict
+from sharedsock.simulator.scenario import MOST_LINGER_S, NOBODY, START_METHODS, Finding, Options, Report, Verdict
+from sharedsock.simulator.schedule import Schedule
 from sharedsock.simulator.stage import StageError
+from sharedsock.simulator.transports import CLAUSES, TRANSPORTS
 
 __all__ = ["SCHEMA", "add_parser", "as_json", "run_scenario"]
 
@@ -33,7 +36,8 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "run",
         help="play a scenario with real processes and check its promises",
         description="Play a scenario with real processes on loopback, checking each promise as it happens.",
-        epilog=f"scenarios:\n{listed}\n\nexit codes: 0 every promise held, 1 one is broken, 2 wrong command line",
+        epilog=f"scenarios:\n{listed}\n\n{_clauses()}\n\n"
+        "exit codes: 0 every promise held, 1 one is broken, 2 wrong command line",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -59,10 +63,31 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         help="how multiprocessing starts them (default: %(default)s)",
     )
     parser.add_argument(
+        "--transport",
+        choices=tuple(TRANSPORTS),
+        default=_DEFAULTS.transport,
+        help="what kind of socket they share (default: %(default)s)",
+    )
+    parser.add_argument(
         "--linger",
-        choices=LINGERS,
         default=_DEFAULTS.linger,
-        help="off: all data, then FIN; 0: reset at the last close (default: %(default)s)",
+        metavar="SECONDS",
+        help="at the last close. off: all data, then FIN; 0: reset; "
+        f"1 to {MOST_LINGER_S}: wait so long for the peer, then reset (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--close-order",
+        type=_names,
+        default=_DEFAULTS.close_order,
+        metavar="A,B,C",
+        help="the processes in the order in which they give the sockets up (default: A,B,C ...)",
+    )
+    parser.add_argument(
+        "--kill",
+        default=_DEFAULTS.kill,
+        metavar="NAME",
+        help=f"who is killed in its turn, instead of closing; {NOBODY}: nobody "
+        "(default: the second, if there are three or more)",
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object instead of table and timeline")
@@ -77,9 +102,33 @@ def _whole(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _clauses() -> str:
+    """Return the table promise x transport for the help page; a transport that lacks a clause has its reason below."""
+    width = max(len(clause.text) for clause in CLAUSES)
+    heads = "  ".join(f"{name:<4}" for name in TRANSPORTS)
+    lines = [f"{'promises, by their number':<{width + 3}}  {heads}".rstrip()]
+    for clause in CLAUSES:
+        cells = "  ".join(f"{'n/a' if name in clause.lacking else 'yes':<4}" for name in TRANSPORTS)
+        lines.append(f"{clause.number}  {clause.text:<{width}}  {cells}".rstrip())
+    lacking = {(name, reason): None for clause in CLAUSES for name, reason in clause.lacking.items()}
+    return "\n".join((*lines, *(f"   n/a on {name}: {reason}" for name, reason in lacking)))
+
+
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     try:
-        options = Options(arguments.processes, arguments.threads, arguments.start_method, arguments.linger)
+        options = Options(
+            arguments.processes,
+            arguments.threads,
+            arguments.start_method,
+            arguments.linger,
+            arguments.transport,
+            arguments.close_order,
+            arguments.kill,
+        )
     except ValueError as error:
         parser.error(f"argument --{error}")
     form = "json" if arguments.json else "quiet" if arguments.quiet else "page"
@@ -120,19 +169,23 @@ def as_json(report: Report) -> dict[str, Any]:
 
         schema        1
         scenario      its name
-        options       {processes, threads, start_method, linger}
+        options       {processes, threads, start_method, linger, transport, close_order, kill}; kill: a name or null
         environment   {python, implementation, system}
         slack         by what the bounds were multiplied: 1.0, or 4.0 while other processes load the machine
         held          true if every promise held or had no meaning
         broken        names of the promises that did not hold
-        promises      [{number, name, promise, status, reason, seconds, findings}], in order
+        promises      [{number, name, promise, status, reason, seconds, findings, no_meaning}], in the order played
                       status: "ok", "broken", "n/a", "not run"; reason: "" unless broken or n/a
-          findings    [{what, observed, rule, held, measured_s, bound_s}]; times are null where they are no part of it
+          findings    [{what, observed, rule, held, measured_s, bound_s, clause}]; times are null where they are no
+                      part of it; clause: the row of the table promise x transport, "" for none
+          no_meaning  [{clause, what, rule, reason}], the parts of the promise that are n/a in this run
         timeline      {spans, lanes}; times are seconds since the first promise began
           spans       [{number, name, began_s, ended_s}], one for each promise with marks in the lanes
           lanes       [{process, thread, marks: [{mark, at_s}]}]
-                      mark: "blocks", "received", "accepted", "aborted", "closed", "last close", "killed"
+                      mark: "blocks", "received", "accepted", "aborted", "lingers", "closed", "last close",
+                      "FIN", "reset" (both seen by process "peer"), "killed"
     """
+    schedule = Schedule.of(report.options)
     origin_s = min((span[2] for span in report.timeline.spans), default=0.0)
     return {
         "schema": SCHEMA,
@@ -142,6 +195,9 @@ def as_json(report: Report) -> dict[str, Any]:
             "threads": report.options.threads,
             "start_method": report.options.start_method,
             "linger": report.options.linger,
+            "transport": report.options.transport,
+            "close_order": list(schedule.order),
+            "kill": schedule.victim,
         },
         "environment": dict(report.environment),
         "slack": report.slack,
@@ -181,6 +237,10 @@ def _promise_as_json(verdict: Verdict) -> dict[str, Any]:
         "reason": verdict.reason,
         "seconds": round(verdict.ended_s - verdict.began_s, 6),
         "findings": [_finding_as_json(finding) for finding in verdict.findings],
+        "no_meaning": [
+            {"clause": clause.name, "what": clause.text, "rule": clause.rule, "reason": reason}
+            for clause, reason in verdict.lacking
+        ],
     }
 
 
@@ -192,6 +252,7 @@ def _finding_as_json(finding: Finding) -> dict[str, Any]:
         "held": finding.holds,
         "measured_s": None if finding.measured_s is None else round(finding.measured_s, 6),
         "bound_s": finding.bound_s,
+        "clause": finding.clause,
     }
 
 

@@ -1,10 +1,11 @@
 """Sockets among the arguments of a new process: the seam is the launch step of multiprocessing's start methods.
 
-spawn and forkserver pickle the arguments while they launch: each SharedSocket among them becomes a claim-once ticket,
-and as soon as the child's pid is known the ticket is tied to it, so it has no clock and goes with the child. fork
+spawn and forkserver pickle the arguments while they launch: each SharedSocket among them becomes a ticket. fork
 pickles nothing: here one ticket per SharedSocket reachable from the process object is issued before the fork and
-redeemed, into the same objects, before the child runs a line of the user's. If the launch fails, every ticket is
-taken back. A raw os.fork passes nothing on.
+redeemed, into the same objects, before the child runs a line of the user's. A raw os.fork passes nothing on.
+
+Such a ticket has no clock. It ends with the process that launches, until the child's pid is known; then it is tied to
+the child and ends with it. If the launch fails, it is taken back. So whoever dies when, no reference outlives its use.
 
 Keeps I2: exactly one new reference per socket and child, or none.
 """
@@ -25,7 +26,6 @@ from typing import Any, Final, Protocol
 
 from sharedsock.descriptors import sharing
 from sharedsock.descriptors.descriptor import Descriptor
-from sharedsock.model.errors import RegistryGone, TicketError
 
 __all__ = ["install", "keep_out"]
 
@@ -91,13 +91,16 @@ def _wrap_pickled(launch: Callable[[Any, Any], None]) -> Callable[[Any, Any], No
     @functools.wraps(launch)
     def launch_and_bind(popen: Any, process: Any) -> None:
         tickets: list[bytes] = []
+        child: int | None = None
         try:
-            with sharing.minting(tickets):
-                launch(popen, process)
-        except BaseException:
-            _take_back(tickets)
-            raise
-        _bind(tickets, popen.pid)
+            try:
+                with sharing.minting(tickets):
+                    launch(popen, process)
+                child = popen.pid
+            finally:
+                sharing.settle(tickets, child)
+        finally:  # an interrupt has cut the first one short
+            sharing.settle(tickets, child)
 
     return launch_and_bind
 
@@ -105,21 +108,26 @@ def _wrap_pickled(launch: Callable[[Any, Any], None]) -> Callable[[Any, Any], No
 def _wrap_fork(launch: Callable[[Any, Any], None], face: type) -> Callable[[Any, Any], None]:
     @functools.wraps(launch)
     def launch_with_tickets(popen: Any, process: Any) -> None:
-        tickets: list[tuple[_Face, bytes]] = []
+        tickets: list[bytes] = []
+        child: int | None = None
         try:
-            for shared in _reachable(process, face):
-                if not shared._descriptor.is_closed:
-                    tickets.append((shared, sharing.mint(shared._descriptor)))
-            if tickets:
-                process._bootstrap = functools.partial(_redeem_and_run, process, tickets)
             try:
+                with sharing.minting(tickets):
+                    handed = [
+                        (shared, sharing.mint(shared._descriptor))
+                        for shared in _reachable(process, face)
+                        if not shared._descriptor.is_closed
+                    ]
+                if handed:
+                    process._bootstrap = functools.partial(_redeem_and_run, process, handed)
                 launch(popen, process)
+                child = popen.pid
             finally:
                 process.__dict__.pop("_bootstrap", None)
-        except BaseException:
-            _take_back([info for _, info in tickets])
-            raise
-        _bind([info for _, info in tickets], popen.pid)
+                sharing.settle(tickets, child)
+        finally:  # an interrupt has cut the first one short
+            process.__dict__.pop("_bootstrap", None)
+            sharing.settle(tickets, child)
 
     return launch_with_tickets
 
@@ -136,18 +144,6 @@ def _redeem_and_run(process: Any, tickets: list[tuple[_Face, bytes]], *arguments
         sys.stderr.flush()
         return 1
     return int(process._bootstrap(*arguments, **options))
-
-
-def _take_back(tickets: list[bytes]) -> None:
-    for info in tickets:
-        with suppress(RegistryGone, TicketError):
-            sharing.revoke(info)
-
-
-def _bind(tickets: list[bytes], pid: int) -> None:
-    for info in tickets:
-        with suppress(RegistryGone, TicketError):  # claimed and closed already, or nobody left to ask: it expires
-            sharing.bind(info, pid)
 
 
 def _reachable(process: Any, face: type) -> Iterator[Any]:

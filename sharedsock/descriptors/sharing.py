@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sharedsock.model.identity import SocketId
     from sharedsock.registry.client import Claim, Client
 
-__all__ = ["bind", "duplicate", "lend", "mint", "minting", "redeem", "register", "revoke", "share"]
+__all__ = ["duplicate", "flush", "lend", "mint", "minting", "redeem", "register", "revoke", "settle", "share"]
 
 # magic, checksum, incarnation, secret; then the runtime path in UTF-8.
 _HEAD: Final = struct.Struct("4s16s16s32s")
@@ -50,6 +50,9 @@ T = TypeVar("T")
 _launch = threading.local()
 # Redeemed and counted, but an interrupt kept it from its caller: by the ticket's secret, oldest first.
 _undelivered: OrderedDict[bytes, Descriptor] = OrderedDict()
+# Tickets of launches that are over, and the child (None: there is none), of which a registry that hangs has not heard.
+_unsettled: deque[tuple[bytes, int | None]] = deque()
+os.register_at_fork(after_in_child=_unsettled.clear)  # they are the parent's
 
 
 def _checksum(body: bytes) -> bytes:
@@ -124,7 +127,12 @@ def _withdraw(client: Client, descriptor: Descriptor, error: BaseException) -> N
 
 
 def share(
-    descriptor: Descriptor, target: int | None, expires_s: float | None, into: Callable[[bytes], Any] = bytes
+    descriptor: Descriptor,
+    target: int | None,
+    expires_s: float | None,
+    into: Callable[[bytes], Any] = bytes,
+    *,
+    launching: bool = False,
 ) -> Any:
     """Issue a ticket for one process, or with None for the first claimer; return its bytes.
 
@@ -132,6 +140,7 @@ def share(
 
     Args:
         into: makes of the bytes what is returned; part of the delivery, so that an interrupt in it revokes the ticket.
+        launching: it is for a child that is being launched: it has no clock, and ends with this process until `settle`.
 
     Raises:
         NotASocket: the descriptor is closed. TicketError: no such process. TicketLimit: too many unclaimed tickets.
@@ -141,11 +150,13 @@ def share(
     if trace.hook is not None:
         trace.hit("share.begin", descriptor=descriptor.id)
     client = register(descriptor)
-    table.flush_abandoned()
+    flush()
     assert descriptor.socket_id is not None
     secrets: list[bytes] = []
     try:
-        client.issue(descriptor.socket_id, descriptor.id, kernel.number, target, expires_s, secrets)
+        client.issue(
+            descriptor.socket_id, descriptor.id, kernel.number, target, expires_s, secrets, launching=launching
+        )
         if trace.hook is not None:
             trace.hit("share.issued", descriptor=descriptor.id)
         return into(_encode(client, secrets[0]))
@@ -183,7 +194,7 @@ def redeem(info: bytes, into: Callable[[Descriptor], T]) -> T:
     client = connect.client_of(runtime)
     if client.incarnation != incarnation:
         raise TicketInvalid("this ticket belongs to a registry that has ended; ask the sharer for another share()")
-    table.flush_abandoned()
+    flush()
     claims: list[Claim] = []
     fresh: Descriptor | None = None
     try:
@@ -266,10 +277,47 @@ def revoke(info: bytes) -> bool:
     return client.incarnation == incarnation and client.revoke(secret)
 
 
-def bind(info: bytes, target: int) -> None:
-    """Tie a claim-once ticket to the process it was minted for: its clock stops, it lives as long as that process."""
+def settle(tickets: list[bytes], child: int | None) -> None:
+    """A launch is over: tie the tickets minted for it to the child, or take them back where there is none.
+
+    Can be cut short anywhere and done again: what is done has left the list. A registry that hangs is told later, by
+    the next call of `flush`.
+    """
+    while tickets:
+        if not _settle_one(tickets[-1], child):
+            _unsettled.append((tickets[-1], child))
+        tickets.pop()
+
+
+def _settle_one(info: bytes, child: int | None) -> bool:
+    """Bind a ticket, or revoke it; False: its registry is there and does not answer. Doubled: no effect."""
     runtime, _, secret = _decode(info)
-    connect.client_of(runtime).bind(secret, target)
+    try:
+        client = connect.client_of(runtime)
+    except OSError:  # its registry has ended, and the ticket with it
+        return True
+    try:
+        if child is None:
+            client.revoke(secret)
+        else:
+            client.bind(secret, child)
+    except RegistryGone:
+        return not client.is_alive
+    except OSError:
+        # Claimed by now, or ours no more. Or we count processes in a namespace of our own (F-27), so that the registry
+        # cannot tell which the child is: the ticket goes on as it is, and ends with us at the latest.
+        pass
+    return True
+
+
+def flush() -> None:
+    """Tell registries what could not be told when it was due: references given up, launches that are over."""
+    table.flush_abandoned()
+    for one in list(_unsettled):  # by two threads at once: told twice, which is the same
+        if not _settle_one(*one):
+            return
+        with suppress(ValueError):
+            _unsettled.remove(one)
 
 
 def duplicate(descriptor: Descriptor, into: Callable[[Descriptor], T]) -> T:
@@ -330,7 +378,7 @@ def lend(descriptor: Descriptor, target: int) -> None:
 
 @contextmanager
 def minting(minted: list[bytes]) -> Iterator[None]:
-    """Collect the tickets that pickling mints in this thread, while multiprocessing launches a child."""
+    """Collect the tickets minted in this thread, while multiprocessing launches a child; `settle` them afterwards."""
     before = getattr(_launch, "minted", None)
     _launch.minted = minted
     try:
@@ -341,6 +389,9 @@ def minting(minted: list[bytes]) -> Iterator[None]:
 
 def mint(descriptor: Descriptor) -> bytes:
     """Issue the ticket a pickled socket stands for: the first claimer of the registry wins.
+
+    Minted while a child is being launched (`minting`) it has no clock: it ends with this process, and once the child
+    is known with the child. Else it is good for 60 s.
 
     Raises:
         NotASocket: closed before it was pickled: a queue or pool pickles later, in a thread of its own.
@@ -354,7 +405,7 @@ def mint(descriptor: Descriptor) -> bytes:
         return info
 
     try:
-        info: bytes = share(descriptor, None, None, deliver)
+        info: bytes = share(descriptor, None, None, deliver, launching=minted is not None)
         return info
     except ForkedDescriptor:
         raise

@@ -80,6 +80,8 @@ class Client(Link):
         target: int | None,
         expires_s: float | None,
         keep: list[bytes] | None = None,
+        *,
+        launching: bool = False,
     ) -> bytes:
         """Issue a ticket, a reference from now on; return its 32-byte secret. The registry keeps a duplicate of `fd`.
 
@@ -87,6 +89,7 @@ class Client(Link):
             target: the only process that may claim it; None: the first claimer wins.
             expires_s: None: no clock for a pid-bound ticket, 60 s for the other.
             keep: gets the secret as well, before this returns: a caller interrupted on the way finds it there.
+            launching: for a child of ours that has no pid yet: no clock; it ends with this process until `bind`.
 
         Raises:
             TicketError: the target is no living process of this user (DUP-6); TicketLimit: the cap is reached.
@@ -107,6 +110,7 @@ class Client(Link):
                 descriptor=descriptor,
                 target=target,
                 expires_s=expires_s,
+                launching=launching,
             )
             secrets.append(bytes(reply.secret))
             return secrets[before]
@@ -116,7 +120,7 @@ class Client(Link):
             raise
 
     def bind(self, secret: bytes, target: int) -> bool:
-        """Bind an unclaimed claim-once ticket of ours to a process; its clock stops. False: it has been claimed."""
+        """Bind an unclaimed ticket of ours to a process, with which it ends. False: it has been claimed."""
         _check_pid(target)
         return bool(self._call(Code.BIND, secret=_checked_secret(secret), target=target).value)
 

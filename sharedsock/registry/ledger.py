@@ -184,12 +184,16 @@ class Ledger:
         expires_s: float | None,
         now: float,
         since_s: float,
+        *,
+        launching: bool = False,
     ) -> int:
         """Issue a ticket: a reference from now on, whatever the issuer does (DUP-12, F-11, F-12); return its number.
 
         Args:
             target: the only process that may claim it and with whose death it is void; None: the first claimer wins.
             expires_s: None is the default: no clock when bound, `claim_once_s` when not. inf: no clock.
+            launching: the target is a child of the issuer that has no pid yet. Until `bind` names it, whoever has the
+                ticket may claim it, and it ends with the issuer: nobody else can hand it to the child (F-89).
 
         Raises:
             NotASocket: not an open descriptor of this holder on this socket (DUP-7).
@@ -200,10 +204,10 @@ class Ledger:
         facts = holding.descriptors[descriptor].facts
         ticket = Reference(self._next(), record, State.ISSUED, holder, facts, since_s)
         if expires_s is None:
-            expires_s = math.inf if target is not None else self.limits.claim_once_s
+            expires_s = math.inf if launching or target is not None else self.limits.claim_once_s
         self._tickets.add(ticket, secret)
         holding.tickets += 1
-        self._aim(ticket, target)
+        self._aim(ticket, target, holder.process if launching and target is None else target)
         self._timers.set(ticket, now + max(0.0, expires_s))
         record.enter(ticket)
         self._settle(record)
@@ -216,7 +220,7 @@ class Ledger:
             record.facts = facts
 
     def bind(self, holder: HolderId, secret: bytes, target: ProcessId | None) -> bool:
-        """Bind a claim-once ticket of this holder to a process: its clock stops. False: it has been claimed already.
+        """Bind a ticket of this holder to a process, with which it ends: no clock. False: it has been claimed already.
 
         A dead target (None) drops the ticket and its reference; True.
 
@@ -230,14 +234,15 @@ class Ledger:
         if ticket is None or ticket.holder != holder:
             raise TicketInvalid("no such ticket")
         if ticket.state is State.CLAIMED:
+            if ticket.target is None and ticket.claimer is not None:  # should the claim go back
+                self._bind(ticket, target or ticket.claimer.process)
             return False
         if ticket.target is not None and ticket.target != target:
             raise TicketError("this ticket is bound to another process")
         if target is None:
             self._void(ticket)
         elif ticket.target is None:
-            self._timers.set(ticket, math.inf)
-            self._aim(ticket, target)
+            self._bind(ticket, target)
         return True
 
     def claim(self, holder: HolderId, secret: bytes, now: float) -> Granted:
@@ -325,7 +330,7 @@ class Ledger:
         self._check_room(holding)
         lent = Reference(self._next(), own.record, State.LENT, holder, own.facts, since_s)
         holding.lent += 1
-        self._aim(lent, target)
+        self._aim(lent, target, target)
         own.record.enter(lent)
         self._settle(own.record)
 
@@ -373,6 +378,9 @@ class Ledger:
         for reference in targeted:
             if reference.state is State.LENT:
                 self._drop_lent(reference)
+            elif reference.state is State.CLAIMED and reference.claimer is not None:
+                # Minted for a child, which has claimed it by now: nobody is left to name it, so it is the claimer's.
+                self._bind(reference, reference.claimer.process)
             else:
                 self._void(reference)
         self._tickets.forget_target(process)
@@ -385,6 +393,9 @@ class Ledger:
         if holding is not None:
             for reference in list(holding.descriptors.values()):
                 self._drop_descriptor(reference)
+        for ticket in [one for one in self._targeted.get(holder.process, ()) if one.holder == holder]:
+            if ticket.state is State.ISSUED and ticket.target is None:
+                self._void(ticket)  # minted for a child that this program can no longer launch
         self.disconnected(holder)
 
     def expire(self, now: float) -> None:
@@ -518,10 +529,23 @@ class Ledger:
             raise NotASocket("that descriptor is closed, or belongs to another socket")
         return reference
 
-    def _aim(self, reference: Reference, target: ProcessId | None) -> None:
-        reference.target = target
-        if target is not None:
-            self._targeted.setdefault(target, set()).add(reference)
+    def _aim(self, reference: Reference, target: ProcessId | None, ends_with: ProcessId | None) -> None:
+        self._part(reference)
+        reference.target, reference.ends_with = target, ends_with
+        if ends_with is not None:
+            self._targeted.setdefault(ends_with, set()).add(reference)
+
+    def _bind(self, ticket: Reference, target: ProcessId) -> None:
+        self._timers.set(ticket, math.inf)
+        self._aim(ticket, target, target)
+
+    def _part(self, reference: Reference) -> None:
+        """The reference does not end with that process any more."""
+        aimed = self._targeted.get(reference.ends_with) if reference.ends_with is not None else None
+        if aimed is not None and reference.ends_with is not None:
+            aimed.discard(reference)
+            if not aimed:
+                del self._targeted[reference.ends_with]
 
     def _reissue(self, ticket: Reference) -> None:
         ticket.state = State.ISSUED
@@ -531,11 +555,7 @@ class Ledger:
         """The ticket is no more, and whoever asks for it may hear its fate; its reference is the caller's to drop."""
         self._tickets.remove(ticket, fate)
         self._timers.set(ticket, math.inf)
-        aimed = self._targeted.get(ticket.target) if ticket.target is not None else None
-        if aimed is not None and ticket.target is not None:
-            aimed.discard(ticket)
-            if not aimed:
-                del self._targeted[ticket.target]
+        self._part(ticket)
         self._holdings[ticket.holder].tickets -= 1
         self._forget_if_empty(ticket.holder)
 

@@ -302,7 +302,13 @@ SHAPES: Final[dict[Code, Shape]] = {
     ),
     Code.ANNOUNCE: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, ("recovered", _FLAG)), Code.ANNOUNCED),
     Code.ISSUE: Shape(
-        (("socket", _SOCKET), ("descriptor", _U64), ("target", _OPTIONAL_U32), ("expires_s", _OPTIONAL_F64)),
+        (
+            ("socket", _SOCKET),
+            ("descriptor", _U64),
+            ("target", _OPTIONAL_U32),
+            ("expires_s", _OPTIONAL_F64),
+            ("launching", _FLAG),  # for a child that has no pid yet: BIND follows
+        ),
         Code.ISSUED,
         descriptor=True,
     ),

@@ -98,6 +98,9 @@ class Reference:
 
     Attributes:
         holder: who holds, lends or issued it; `claimer`: who has claimed a ticket.
+        target: the only process that may claim a ticket, or to which a reference is lent.
+        ends_with: the process with whose death it ends: the target, or of a ticket minted for a child that is being
+            launched the minter, until the child is known.
         answer: what begin-close was told, None while that waits; `waiting`: who is to hear it.
         due: when a ticket expires, or when a pending answer is LAST at the latest.
     """
@@ -109,6 +112,7 @@ class Reference:
     facts: DescriptorFacts
     since_s: float
     target: ProcessId | None = None
+    ends_with: ProcessId | None = None
     answer: bool | None = None
     waiting: list[Hashable] = field(default_factory=list)
     due: float = math.inf

@@ -130,7 +130,15 @@ def _issue(asked: Asked) -> Reply:
         services.reap_dead()
     secret = services.random(SECRET_SIZE)
     number = services.ledger.issue(
-        asked.holder, socket, descriptor, secret, target, message.expires_s, services.now(), services.wall_s()
+        asked.holder,
+        socket,
+        descriptor,
+        secret,
+        target,
+        message.expires_s,
+        services.now(),
+        services.wall_s(),
+        launching=message.launching,
     )
     services.ledger.correct(facts)
     services.custody.keep(number, asked.received.descriptors.pop())

@@ -58,7 +58,7 @@ def play(
     verdicts: list[Verdict] = []
     with open_stage(options) as stage:
         is_broken = False
-        for promise in scenario.promises:
+        for promise in scenario.promises_for(options):
             tell(promise, None)
             if is_broken:
                 verdict = Verdict(promise, Standing.NOT_REACHED)
@@ -72,7 +72,7 @@ def play(
 
 
 def _check(stage: Stage, promise: Promise, intervene: Intervention | None) -> Verdict:
-    stage.findings = []
+    stage.begin()
     began_s = monotonic()
     standing, reason = Standing.HELD, ""
     try:
@@ -84,7 +84,7 @@ def _check(stage: Stage, promise: Promise, intervene: Intervention | None) -> Ve
     except _FAILURES as error:
         standing = Standing.BROKEN
         reason = str(error) if isinstance(error, PromiseBroken) else f"{type(error).__name__}: {error}"
-    return Verdict(promise, standing, tuple(stage.findings), reason, began_s, monotonic())
+    return Verdict(promise, standing, tuple(stage.findings), reason, began_s, monotonic(), tuple(stage.lacking))
 
 
 def _environment() -> dict[str, str]:

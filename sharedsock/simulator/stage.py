@@ -8,6 +8,8 @@ started, as everywhere, by the first share.
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from time import monotonic
@@ -19,6 +21,7 @@ from sharedsock.simulator import player
 from sharedsock.simulator.invariants import ProcessResidue, look_at, slack
 from sharedsock.simulator.scenario import Finding, Options, PromiseBroken
 from sharedsock.simulator.schedule import Schedule
+from sharedsock.simulator.transports import CLAUSES, TRANSPORTS, Clause
 from sharedsock.testing.actors import Actor
 from sharedsock.testing.commands import Belongings
 from sharedsock.testing.company import Actors
@@ -27,9 +30,16 @@ from sharedsock.testing.observation import ThreadFacts
 from sharedsock.testing.outcomes import ActorRaised
 from sharedsock.testing.pending import ActorDied, ActorTimeout, Event, Pending
 
-__all__ = ["PEER", "Stage", "StageError", "open_stage"]
+__all__ = ["LISTENER", "PEER", "STREAM", "UNREAD", "Stage", "StageError", "open_stage"]
 
 PEER: Final = "peer"
+STREAM: Final = "stream"
+"""The connected socket all holders share, under this name in each of them; the peer's end has it too."""
+LISTENER: Final = "listener"
+UNREAD: Final = "unread"
+"""A second connection, whose peer takes nothing: there where a linger with a time is to run out."""
+_CLAUSES: Final = {clause.name: clause for clause in CLAUSES}
+_PATH_ROOM: Final = 107  # sockaddr_un.sun_path on Linux, less the final NUL
 _Found = TypeVar("_Found")
 
 
@@ -38,18 +48,28 @@ class StageError(RuntimeError):
 
 
 class Stage:
-    """Everything the promises of a run work with."""
+    """Everything the promises of a run work with.
 
-    def __init__(self, options: Options, actors: Actors, directory: str) -> None:
+    Attributes:
+        holding: who holds the sockets now, in the order of leaving.
+        lacking: the clauses of the promise being checked that have no meaning here, each with the reason.
+    """
+
+    def __init__(self, options: Options, actors: Actors, directory: str, paths: str) -> None:
         self.options = options
         self.schedule = Schedule.of(options)
+        self.transport = TRANSPORTS[options.transport]
         self.actors = actors
         self.directory = directory
+        self.holding = self.schedule.order
         self.findings: list[Finding] = []
+        self.lacking: list[tuple[Clause, str]] = []
         self.marks: list[Event] = []
         self.facts: dict[str, Any] = {}
         self.waiting: dict[tuple[str, str], Pending] = {}
         self.slack = slack()
+        self._paths = paths
+        self._clause = ""
         start_helpers(actors.start_method)
         self.before_start = look_at(os.getpid())
         actors.start(*self.schedule.holders, PEER)
@@ -78,7 +98,43 @@ class Stage:
     @property
     def blocking(self) -> tuple[str, ...]:
         """The names of all threads that block, in every holder."""
-        return (*self.readers, "accept")
+        return (*self.readers, "accept") if self.transport.has_connections else self.readers
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The names of the sockets all holders share."""
+        if not self.transport.has_connections:
+            return (STREAM,)
+        return (STREAM, LISTENER, UNREAD) if self.lingers else (STREAM, LISTENER)
+
+    @property
+    def lingers(self) -> bool:
+        """Whether the last close waits: linger with a time, where that means anything, and somebody left to wait."""
+        return self.transport.is_tcp and self.options.linger_kind == "t" and not self.schedule.ends_with_kill
+
+    def address(self, name: str) -> Any:
+        """Return an address to bind: any port on loopback, or a path by this name."""
+        return (self.transport.host, 0) if self.transport.host else os.path.join(self._paths, name)
+
+    def begin(self) -> None:
+        """Have a clean sheet for the next promise."""
+        self.findings, self.lacking, self._clause = [], [], ""
+
+    def asks(self, name: str) -> bool:
+        """Report whether a clause has a meaning here, and note it as lacking if not; findings to come belong to it."""
+        clause = _CLAUSES[name]
+        self._clause = ""
+        if clause.linger not in ("", self.options.linger_kind):
+            return False
+        reason = clause.lacking.get(self.transport.name, "")
+        if not reason and clause.linger == "t" and self.schedule.ends_with_kill:
+            reason = f"{self.schedule.last} is killed: nobody is left to wait"
+        if reason:
+            if (clause, reason) not in self.lacking:
+                self.lacking.append((clause, reason))
+            return False
+        self._clause = name
+        return True
 
     def expect(
         self,
@@ -88,21 +144,31 @@ class Stage:
         holds: bool = True,
         measured_s: float | None = None,
         bound_s: float | None = None,
+        *,
+        beyond_s: float = 0.0,
     ) -> None:
         """Write down one finding; a time over its bound breaks the promise as a false condition does.
+
+        Args:
+            beyond_s: time that has to pass anyway; the bound is for what comes beyond it.
 
         Raises:
             PromiseBroken: it does not hold.
         """
         if bound_s is not None:
             self.slack = max(self.slack, slack())
-            bound_s *= self.slack
+            bound_s = beyond_s + bound_s * self.slack
         in_time = measured_s is None or bound_s is None or measured_s <= bound_s
-        self.findings.append(Finding(what, str(observed), rule, holds and in_time, measured_s, bound_s))
+        found = Finding(what, str(observed), rule, holds and in_time, measured_s, bound_s, self._clause)
+        self.findings.append(found)
         if not holds:
             raise PromiseBroken(f"{what}: {observed}")
         if not in_time:
             raise PromiseBroken(f"{what}: took {measured_s:.3f} s, more than {bound_s:g} s")
+
+    def leave(self, name: str) -> None:
+        """Note that a holder has given the sockets up."""
+        self.holding = tuple(one for one in self.holding if one != name)
 
     def mark(self, actor: str, kind: str, at_s: float) -> None:
         """Write down what the controller did to an actor as a whole."""
@@ -141,11 +207,29 @@ def _warm_up(has: Belongings) -> None:
         pass
 
 
-def _set_up(options: Options, actors: Actors, directory: str) -> Stage:
+def _set_up(options: Options, actors: Actors, directory: str, paths: str) -> Stage:
     try:
-        return Stage(options, actors, directory)
+        return Stage(options, actors, directory, paths)
     except (ActorRaised, ActorDied, ActorTimeout, OSError) as error:
         raise StageError(f"the players could not be started: {error}") from error
+
+
+def _make_paths(options: Options) -> str:
+    """Make the directory for the paths of Unix sockets; "" where the transport has none.
+
+    Raises:
+        StageError: the transport cannot be had on this machine.
+    """
+    transport = TRANSPORTS[options.transport]
+    if not transport.is_available():
+        raise StageError(f"this machine has no {transport.title} on loopback")
+    if transport.host:
+        return ""
+    paths = tempfile.mkdtemp(prefix="sharedsock-run-")
+    if len(os.fsencode(os.path.join(paths, LISTENER))) > _PATH_ROOM:
+        os.rmdir(paths)
+        raise StageError(f"TMPDIR is too long for the path of a Unix socket: {paths}")
+    return paths
 
 
 @contextmanager
@@ -155,13 +239,18 @@ def open_stage(options: Options) -> Iterator[Stage]:
     Raises:
         StageError: not all of them could be started; none is left.
     """
+    paths = _make_paths(options)
     directory = new_directory_name()
     environment = {TREE_VARIABLE: directory, "SHAREDSOCK_REGISTRY": None}
-    actors = Actors(options.start_method, environment=environment)
     try:
-        yield _set_up(options, actors, directory)
-    except BaseException:
-        actors.kill()
-        raise
-    with suppress(ActorDied):  # the promise of an orderly end has been checked, or an earlier one is broken
-        actors.close()
+        actors = Actors(options.start_method, environment=environment)
+        try:
+            yield _set_up(options, actors, directory, paths)
+        except BaseException:
+            actors.kill()
+            raise
+        with suppress(ActorDied):  # the promise of an orderly end has been checked, or an earlier one is broken
+            actors.close()
+    finally:
+        if paths:
+            shutil.rmtree(paths)

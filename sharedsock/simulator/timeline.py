@@ -6,11 +6,13 @@ worth seeing. A lane is one thread of one process; lanes of a process that look 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
+from sharedsock.simulator.stage import PEER
 from sharedsock.testing.outcomes import Returned
 from sharedsock.testing.pending import Event
 
@@ -25,12 +27,16 @@ class Mark(Enum):
     """What can be seen in a lane: the letter drawn, and its name in JSON. Later ones win a column."""
 
     WAITING = "=", "blocked"
+    WAITS = "~", "lingering"
     BLOCKED = "b", "blocks"
     RECEIVED = "r", "received"
     ACCEPTED = "a", "accepted"
     ABORTED = "x", "aborted"
+    LINGERS = "l", "lingers"
     CLOSED = "c", "closed"
     LAST_CLOSE = "L", "last close"
+    FIN = "F", "FIN"
+    RESET = "R", "reset"
     KILLED = "K", "killed"
 
     @property
@@ -45,7 +51,9 @@ class Mark(Enum):
 
 
 _STRENGTH: Final = {mark: place for place, mark in enumerate(Mark)}
-_LEGEND: Final = "b= blocked  r received  a accepted  x aborted  c closed  L last close  K killed"
+_GOES_ON: Final = {Mark.BLOCKED: Mark.WAITING, Mark.LINGERS: Mark.WAITS}
+"""What is drawn from a mark to the next one of its lane."""
+_LINGERS_FROM_S: Final = 0.002
 _LABEL_MIN: Final = 8
 _COLUMNS_MIN: Final = 8
 _COLUMNS_MAX: Final = 16
@@ -77,19 +85,29 @@ class Timeline:
 
     @classmethod
     def of(cls, stage: Stage, verdicts: Sequence[Verdict]) -> Timeline:
-        """Read the lanes of the holders' threads from what the stage has collected."""
+        """Read the lanes of the holders' threads, and of the far peer, from what the stage has collected."""
         names = stage.schedule.holders
-        threads = (*stage.readers, "accept", "main")
+        threads = (*stage.blocking, "main")
         found: dict[tuple[str, str], list[Moment]] = {(name, thread): [] for name in names for thread in threads}
+        found[PEER, "main"] = []
+        last_s = 0.0
         for event in stage.events():
-            if event.kind in _WHOLE_PROCESS:
+            if event.kind in _BY_CONTROLLER:
                 for thread in threads if event.kind == "killed" else ("main",):
-                    found[event.actor, thread].append(Moment(_WHOLE_PROCESS[event.kind], event.at_s))
-            elif (event.actor, event.thread) in found and (mark := _mark_of(event)) is not None:
+                    found[event.actor, thread].append(Moment(_BY_CONTROLLER[event.kind], event.at_s))
+            elif event.kind == "close.last":
+                last_s = event.at_s
+            elif event.kind == "close.linger":
+                if event.at_s - last_s > _LINGERS_FROM_S and stage.lingers:
+                    found[event.actor, event.thread].append(Moment(Mark.LINGERS, last_s))
+            elif (
+                event.actor in names and (event.actor, event.thread) in found and (mark := _mark_of(event)) is not None
+            ):
                 found[event.actor, event.thread].append(Moment(mark, event.at_s))
         lanes = tuple(
             Lane(name, thread, tuple(sorted(moments, key=lambda moment: moment.at_s)))
             for (name, thread), moments in found.items()
+            if moments or name != PEER
         )
         spans = tuple(
             (verdict.promise.number, verdict.promise.name, verdict.began_s, verdict.ended_s)
@@ -99,7 +117,7 @@ class Timeline:
         return cls(lanes, spans)
 
     def draw(self, width: int) -> list[str]:
-        """Draw the timeline in lines of at most `width` characters, ASCII only; [] where nothing has happened."""
+        """Draw the lanes in lines of at most `width` characters, ASCII only; [] where nothing has happened."""
         if not self.spans:
             return []
         label_width = max(_LABEL_MIN, *(len(f"{lane.process} {lane.thread} x99") for lane in self.lanes))
@@ -120,40 +138,50 @@ class Timeline:
             thread = threads[0] if len(threads) == 1 else f"{threads[0].rpartition('-')[0]} x{len(threads)}"
             lines.append(f"{process if process != before else ' '} {thread}".ljust(label_width) + "|" + cells)
             before = process
-        return [line.rstrip() for line in (*lines, "", _LEGEND)]
+        return [line.rstrip() for line in lines]
+
+    def legend(self, width: int) -> list[str]:
+        """Return what the marks that occur mean, in lines of at most `width` characters."""
+        occur = {moment.mark for lane in self.lanes for moment in lane.moments}
+        entries = []
+        for mark in Mark:
+            if mark in occur:
+                goes_on = _GOES_ON.get(mark)
+                name = goes_on.label if goes_on else mark.label
+                entries.append(f"{mark.letter}{goes_on.letter if goes_on else ''} {name}".replace(" ", "\0"))
+        return [line.replace("\0", " ") for line in textwrap.wrap("  ".join(entries), width)]
 
     def _cells(self, lane: Lane, began_s: float, ended_s: float, columns: int) -> str:
         """Draw one lane within one promise."""
         cells = [" "] * columns
         strength = [-1] * columns
         step_s = (ended_s - began_s) / columns or 1.0
-        blocked_since: float | None = None
+        since: Moment | None = None
 
         def column(at_s: float) -> int:
             return min(columns - 1, max(0, int((at_s - began_s) / step_s)))
 
-        def fill(since_s: float, until_s: float) -> None:
-            if until_s <= began_s or since_s >= ended_s:
+        def fill(moment: Moment, until_s: float) -> None:
+            if until_s <= began_s or moment.at_s >= ended_s:
                 return
-            for place in range(column(since_s), column(until_s) + 1):
+            for place in range(column(moment.at_s), column(until_s) + 1):
                 if strength[place] < 0:
-                    cells[place], strength[place] = Mark.WAITING.letter, 0
+                    cells[place], strength[place] = _GOES_ON[moment.mark].letter, 0
 
         for moment in lane.moments:
-            if moment.mark is Mark.BLOCKED:
-                blocked_since = moment.at_s if blocked_since is None else blocked_since
-            elif blocked_since is not None:
-                fill(blocked_since, moment.at_s)
-                blocked_since = None
+            if moment.mark is not Mark.BLOCKED or since is None:
+                if since is not None:
+                    fill(since, moment.at_s)
+                since = moment if moment.mark in _GOES_ON else None
             if began_s <= moment.at_s < ended_s and _STRENGTH[moment.mark] > strength[column(moment.at_s)]:
                 place = column(moment.at_s)
                 cells[place], strength[place] = moment.mark.letter, _STRENGTH[moment.mark]
-        if blocked_since is not None:
-            fill(blocked_since, ended_s)
+        if since is not None:
+            fill(since, ended_s)
         return "".join(cells)
 
 
-_WHOLE_PROCESS: Final = {"killed": Mark.KILLED, "last close": Mark.LAST_CLOSE}
+_BY_CONTROLLER: Final = {mark.label: mark for mark in (Mark.KILLED, Mark.LAST_CLOSE, Mark.FIN, Mark.RESET)}
 _POINTS: Final = {
     "op.waiting": Mark.BLOCKED,
     "op.aborted": Mark.ABORTED,

@@ -21,6 +21,7 @@ from sharedsock.simulator.runner import SCENARIOS
 from sharedsock.simulator.scenario import Finding, Options, Promise, Report, Standing, Verdict
 from sharedsock.simulator.stage import Stage
 from sharedsock.simulator.timeline import Lane, Mark, Moment, Timeline
+from sharedsock.simulator.transports import CLAUSES, TRANSPORTS
 
 SMALL = ("--processes", "2", "--threads", "1")
 COMMAND = (sys.executable, "-m", "sharedsock")
@@ -35,7 +36,7 @@ def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 def test_the_main_job_prints_table_and_timeline_and_exits_0() -> None:
     done = run()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 processes x 3 threads, fork, linger off" in done.stdout
+    assert "3 processes x 3 threads, fork, tcp, linger off; close order A, B (killed), C;" in done.stdout
     assert done.stdout.rstrip().endswith("closing-sockets: 6 promises held")
     assert done.stdout.isascii()
     assert "\x1b" not in done.stdout + done.stderr
@@ -48,11 +49,15 @@ def test_the_main_job_prints_table_and_timeline_and_exits_0() -> None:
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
-        (("--processes", "4", "--threads", "1"), "4 processes x 1 threads, fork, linger off"),
-        (("--processes", "2", "--threads", "5"), "2 processes x 5 threads, fork, linger off"),
-        ((*SMALL, "--start-method", "forkserver"), "2 processes x 1 threads, forkserver, linger off"),
-        ((*SMALL, "--start-method", "spawn"), "2 processes x 1 threads, spawn, linger off"),
-        ((*SMALL, "--linger", "0"), "2 processes x 1 threads, fork, linger 0"),
+        (("--processes", "4", "--threads", "1"), "4 processes x 1 threads, fork, tcp, linger off; close order A, B"),
+        (("--processes", "2", "--threads", "5"), "2 processes x 5 threads, fork, tcp, linger off; close order A, B;"),
+        ((*SMALL, "--start-method", "forkserver"), "2 processes x 1 threads, forkserver, tcp, linger off"),
+        ((*SMALL, "--start-method", "spawn"), "2 processes x 1 threads, spawn, tcp, linger off"),
+        ((*SMALL, "--linger", "0"), "2 processes x 1 threads, fork, tcp, linger 0;"),
+        ((*SMALL, "--linger", "1"), "2 processes x 1 threads, fork, tcp, linger 1 s;"),
+        ((*SMALL, "--transport", "unix"), "2 processes x 1 threads, fork, unix, linger off"),
+        ((*SMALL, "--close-order", "B,A"), "linger off; close order B, A;"),
+        ((*SMALL, "--close-order", "B, A", "--kill", "A"), "linger off; close order B, A (killed);"),
     ],
 )
 def test_each_option_is_what_is_played(arguments: tuple[str, ...], shown: str) -> None:
@@ -66,6 +71,16 @@ def test_a_promise_without_meaning_prints_na_and_is_counted_so() -> None:
     (kill,) = [line for line in done.stdout.splitlines() if line.startswith("4  ")]
     assert kill.split()[-1] == "n/a"
     assert done.stdout.rstrip().endswith("closing-sockets: 5 promises held, 1 n/a")
+
+
+def test_a_part_without_meaning_prints_na_with_the_reason_and_is_counted_so() -> None:
+    done = run(*SMALL, "--transport", "udp", "--linger", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("closing-sockets: 5 promises held, 1 n/a; 4 parts n/a on udp")
+    shown = " ".join(done.stdout.split())
+    assert "linger 0: the connection is reset - SO_LINGER" in shown
+    assert "SO_LINGER on a datagram socket refused, 10042 LINGER-11" in shown
+    assert "FIN" not in done.stdout
 
 
 def test_quiet_prints_one_line() -> None:
@@ -86,17 +101,30 @@ def test_quiet_prints_one_line() -> None:
         (("--threads", "101"), "argument --threads: 101 is not in 1 to 100"),
         (("--threads", ""), "argument --threads: '' is not a whole number"),
         (("--start-method", "thread"), "argument --start-method: invalid choice: 'thread'"),
-        (("--linger", "1"), "argument --linger: invalid choice: '1'"),
-        (("--linger", "on"), "argument --linger: invalid choice: 'on'"),
+        (("--linger", "on"), "argument --linger: 'on' is not off, 0 or whole seconds up to 60"),
+        (("--linger", "-1"), "argument --linger: '-1' is not off, 0 or whole seconds up to 60"),
+        (("--linger", "1.5"), "argument --linger: '1.5' is not off, 0 or whole seconds up to 60 (SO_LINGER counts"),
+        (("--linger",), "argument --linger: expected one argument"),
+        (("--transport", "sctp"), "argument --transport: invalid choice: 'sctp'"),
+        (("--close-order", "A,B"), "argument --close-order: C left out; each of A, B, C gives up once"),
+        (("--close-order", "A,A,B"), "argument --close-order: 'A' is named twice; each of A, B, C gives up once"),
+        (("--close-order", "A,B,X"), "argument --close-order: 'X' is no process of this run: A, B, C"),
+        (("--close-order", "c,b,a"), "argument --close-order: 'c' is no process of this run: A, B, C"),
+        (("--close-order", ""), "argument --close-order: '' is no process of this run: A, B, C"),
+        (("--processes", "2", "--close-order", "A,B,C"), "argument --close-order: 'C' is no process of this run: A, B"),
+        (("--kill", "D"), "argument --kill: 'D' is no process of this run: A, B, C, or none"),
+        (("--kill", "peer"), "argument --kill: 'peer' is no process of this run: A, B, C, or none"),
+        (("--processes", "2", "--kill", "C"), "argument --kill: 'C' is no process of this run: A, B, or none"),
         (("--json", "--quiet"), "not allowed with argument"),
         (("--proc", "3"), "unrecognized arguments"),
-        (("--kill",), "unrecognized arguments"),
+        (("--kill",), "argument --kill: expected one argument"),
         (("again",), "unrecognized arguments"),
     ],
 )
 def test_a_bad_value_is_named_and_exits_2(
-    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("sharedsock.cli.run.play", None)  # refused before anything is played
     with pytest.raises(SystemExit) as exited:
         main(["run", "closing-sockets", *arguments])
     captured = capsys.readouterr()
@@ -121,6 +149,21 @@ def test_help_names_the_stories_and_the_exit_codes(capsys: pytest.CaptureFixture
     assert exited.value.code == 0
     assert "closing-sockets" in shown
     assert "exit codes: 0 every promise held, 1 one is broken, 2 wrong command line" in shown
+
+
+def test_help_has_the_table_promise_x_transport(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    start = lines.index(next(line for line in lines if line.startswith("promises, by their number")))
+    assert lines[start].split()[-len(TRANSPORTS) :] == list(TRANSPORTS)
+    for clause, line in zip(CLAUSES, lines[start + 1 :], strict=False):
+        assert line.startswith(f"{clause.number}  {clause.text} ")
+        cells = ["n/a" if name in clause.lacking else "yes" for name in TRANSPORTS]
+        assert line.split()[-len(TRANSPORTS) :] == cells
+        for name, reason in clause.lacking.items():
+            assert f"   n/a on {name}: {reason}" in lines
+    assert max(map(len, lines)) <= 112
 
 
 def _second_descriptor(stage: Stage) -> None:
@@ -154,26 +197,52 @@ def test_json_is_one_object_of_a_stable_shape() -> None:
         "schema", "scenario", "options", "environment", "slack", "held", "broken", "promises", "timeline",
     ]  # fmt: skip
     assert report["slack"] in (1.0, 4.0)
-    assert report["options"] == {"processes": 2, "threads": 1, "start_method": "fork", "linger": "off"}
+    assert report["options"] == {
+        "processes": 2, "threads": 1, "start_method": "fork", "linger": "off",
+        "transport": "tcp", "close_order": ["A", "B"], "kill": None,
+    }  # fmt: skip
     assert list(report["environment"]) == ["python", "implementation", "system"]
     assert (report["scenario"], report["held"], report["broken"]) == ("closing-sockets", True, [])
     assert [one["status"] for one in report["promises"]] == ["ok", "ok", "ok", "n/a", "ok", "ok"]
     for promise in report["promises"]:
-        assert list(promise) == ["number", "name", "promise", "status", "reason", "seconds", "findings"]
+        assert list(promise) == ["number", "name", "promise", "status", "reason", "seconds", "findings", "no_meaning"]
+        assert promise["no_meaning"] == []
         for finding in promise["findings"]:
-            assert list(finding) == ["what", "observed", "rule", "held", "measured_s", "bound_s"]
+            assert list(finding) == ["what", "observed", "rule", "held", "measured_s", "bound_s", "clause"]
             assert finding["held"] is True
             assert finding["measured_s"] is None or finding["measured_s"] >= 0
     timeline = report["timeline"]
     assert list(timeline) == ["spans", "lanes"]
     assert {(lane["process"], lane["thread"]) for lane in timeline["lanes"]} == {
-        (process, thread) for process in "AB" for thread in ("recv-1", "accept", "main")
-    }
+        *((process, thread) for process in "AB" for thread in ("recv-1", "accept", "main")), ("peer", "main"),
+    }  # fmt: skip
     marks = {lane["process"] + lane["thread"]: [one["mark"] for one in lane["marks"]] for lane in timeline["lanes"]}
     assert marks["Arecv-1"] == ["blocks", "aborted"]
     assert marks["Amain"] == ["closed", "closed"]
     assert "last close" in marks["Bmain"]
     assert marks["Baccept"].count("accepted") == 8
+    assert marks["peermain"] == ["FIN"]
+
+
+def test_json_has_what_was_chosen_and_what_is_na() -> None:
+    done = run(
+        "--threads", "1", "--transport", "unix", "--linger", "1", "--close-order", "C,A,B", "--kill", "C", "--json"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    options = report["options"]
+    assert (options["transport"], options["linger"]) == ("unix", "1")
+    assert (options["close_order"], options["kill"]) == (["C", "A", "B"], "C")
+    assert [one["number"] for one in report["promises"]] == [1, 4, 3, 2, 5, 6], "in the order played"
+    last = report["promises"][4]
+    assert last["status"] == "ok"
+    assert last["no_meaning"] == [
+        {"clause": clause.name, "what": clause.text, "rule": clause.rule, "reason": clause.lacking["unix"]}
+        for clause in CLAUSES
+        if clause.linger == "t"
+    ]
+    clauses = {finding["clause"] for promise in report["promises"] for finding in promise["findings"]}
+    assert {"recv", "accept", "records", "clients", "reap", "nobody", "residue"} <= clauses
 
 
 def test_a_run_that_cannot_begin_exits_1_and_says_why(
@@ -291,11 +360,24 @@ def test_the_reason_is_shown_under_the_promise(standing: Standing, reason: str) 
         assert f"\n   {line}\n" in shown
 
 
+def test_what_is_lacking_is_a_line_under_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    clause = next(clause for clause in CLAUSES if clause.lacking)
+    report = _report()
+    verdict = dataclasses.replace(report.verdicts[0], lacking=((clause, "there is none"),))
+    report = dataclasses.replace(report, verdicts=(verdict,))
+    shown = _shown(io.StringIO(), report)
+    (line,) = [line for line in shown.splitlines() if line.startswith(f"   {clause.text} - there is none ")]
+    assert line.endswith("n/a")
+    assert len(line) == len(next(one for one in shown.splitlines() if one.startswith("1  ")))
+    assert shown.rstrip().endswith("closing-sockets: 1 promises held; 1 part n/a on tcp")
+
+
 @pytest.mark.parametrize(("slack", "is_said"), [(1.0, False), (4.0, True)])
 def test_longer_bounds_are_said_to_be_so(slack: float, is_said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "112")
     report = dataclasses.replace(_report(), slack=slack)
-    assert ("; loaded machine, bounds x4\n" in _shown(io.StringIO(), report)) is is_said
+    assert ("; loaded machine, bounds x4 " in _shown(io.StringIO(), report).replace("\n", " ")) is is_said
 
 
 def test_progress_rewrites_its_line_on_a_terminal_and_takes_it_away(terminal: _Terminal) -> None:

@@ -21,6 +21,7 @@ def say(shared: ss.SharedSocket) -> None:
 
 
 def say_and_wait(shared: ss.SharedSocket) -> None:
+    shared.settimeout(JOIN_S)  # should its test fail, nobody else ends it
     say(shared)
     shared.recv(1)
 

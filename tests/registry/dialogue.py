@@ -167,7 +167,12 @@ class Dialogue:
         )
 
     def issue(
-        self, subject: socket.socket, descriptor: int, target: int | None, expires_s: float | None = None
+        self,
+        subject: socket.socket,
+        descriptor: int,
+        target: int | None,
+        expires_s: float | None = None,
+        launching: bool = False,
     ) -> bytes:
         reply = self.ask(
             Code.ISSUE,
@@ -176,6 +181,7 @@ class Dialogue:
             descriptor=descriptor,
             target=target,
             expires_s=expires_s,
+            launching=launching,
         )
         return bytes(reply.secret)
 

@@ -46,6 +46,7 @@ class Out:
     number: int
     claimer: HolderId | None = None  # who claims it now
     before: HolderId | None = None  # who claimed it through a channel that broke
+    ends_with: ProcessId | None = None
 
 
 class LedgerModel(RuleBasedStateMachine):
@@ -103,6 +104,7 @@ class LedgerModel(RuleBasedStateMachine):
         ticket=tickets,
         aim=st.none() | processes,
         life=st.none() | st.sampled_from([1.0, 5.0]),
+        launching=st.booleans(),
     )
     def issue(
         self,
@@ -113,6 +115,7 @@ class LedgerModel(RuleBasedStateMachine):
         ticket: int,
         aim: ProcessId | None,
         life: float | None,
+        launching: bool,
     ) -> None:
         holder, descriptor = self.own(pick, holder, descriptor)
         if pick % 7 and (holder, descriptor) in self.held:
@@ -120,15 +123,18 @@ class LedgerModel(RuleBasedStateMachine):
         if ticket in self.out or ticket in self.gone:
             ticket = 8 + len(self.out) + len(self.gone)
         secret = b"%032d" % ticket
-        refused = self.refused(self.ledger.issue, holder, socket.socket, descriptor, secret, aim, life, self.now, 0.0)
+        arguments = (holder, socket.socket, descriptor, secret, aim, life, self.now, 0.0)
+        refused = self.refused(self.ledger.issue, *arguments, launching=launching)
         own = self.held.get((holder, descriptor))
         mine = own is not None and own.socket == socket.socket and not own.closing
         room = len(self.out) < 6 and sum(out.issuer == holder for out in self.out.values()) < 4
         assert refused == (not (mine and room))
         if not refused:
-            due = self.now + (life if life is not None else 60.0 if aim is None else float("inf"))
+            has_clock = aim is None and not launching
+            due = self.now + (life if life is not None else 60.0 if has_clock else float("inf"))
             assert isinstance(self.result, int)
-            self.out[ticket] = Out(socket.socket, aim, due, holder, self.result)
+            ends_with = holder.process if launching and aim is None else aim
+            self.out[ticket] = Out(socket.socket, aim, due, holder, self.result, ends_with=ends_with)
             self.custody.add(self.result)
 
     @rule(pick=honest, holder=holders, ticket=tickets)
@@ -178,6 +184,32 @@ class LedgerModel(RuleBasedStateMachine):
         assert refused == (out.before != holder)
         if not refused:
             out.claimer = out.before = None
+
+    @rule(pick=honest, holder=holders, ticket=tickets, aim=st.none() | processes)
+    def bind(self, pick: int, holder: HolderId, ticket: int, aim: ProcessId | None) -> None:
+        ticket = self.any_ticket(pick, ticket)
+        if pick % 3 and ticket in self.out:
+            holder = self.out[ticket].issuer
+        out = self.out.get(ticket)
+        refused = self.refused(self.ledger.bind, holder, b"%032d" % ticket, aim)
+        if out is None:
+            assert refused or not self.result
+        elif out.issuer != holder or (out.claimer is None and out.target not in (None, aim)):
+            assert refused
+        elif out.claimer is not None:
+            assert not refused
+            assert not self.result
+            if out.target is None:
+                out.target = out.ends_with = aim or out.claimer.process
+                out.due = float("inf")
+        else:
+            assert not refused
+            assert self.result
+            if aim is None:
+                self.drop(ticket)
+            elif out.target is None:
+                out.target = out.ends_with = aim
+                out.due = float("inf")
 
     @rule(pick=honest, holder=holders, ticket=tickets)
     def revoke(self, pick: int, holder: HolderId, ticket: int) -> None:
@@ -257,8 +289,12 @@ class LedgerModel(RuleBasedStateMachine):
         self.ended = {key for key in self.ended if key[0].process != process}
         self.break_claims(process)
         self.lent = {lent for lent in self.lent if lent[2] != process}
-        for ticket in [ticket for ticket, out in self.out.items() if out.target == process]:
-            self.drop(ticket)
+        for ticket, out in [(ticket, out) for ticket, out in self.out.items() if out.ends_with == process]:
+            if out.claimer is None:
+                self.drop(ticket)
+            else:
+                out.target = out.ends_with = out.claimer.process
+                out.due = float("inf")
 
     @rule(holder=holders)
     def channel_breaks(self, holder: HolderId) -> None:
@@ -361,16 +397,18 @@ def test_random_orders(seed: int) -> None:
         "pick": lambda: dice.randrange(61),
         "aim": lambda: dice.choice([None, *PROCESSES]),
         "life": lambda: dice.choice([None, 1.0, 5.0]),
+        "launching": lambda: dice.random() < 0.3,
         "process": lambda: dice.choice(PROCESSES),
         "seconds": lambda: dice.choice([0.2, 0.5, 1.5, 6.0]),
     }
     steps = [
         *[(model.announce, ("holder", "socket", "descriptor"))] * 3,
-        *[(model.issue, ("pick", "holder", "descriptor", "socket", "ticket", "aim", "life"))] * 3,
+        *[(model.issue, ("pick", "holder", "descriptor", "socket", "ticket", "aim", "life", "launching"))] * 3,
         *[(model.claim, ("pick", "holder", "ticket"))] * 4,
         *[(model.acknowledge, ("pick", "holder", "ticket", "descriptor"))] * 3,
         (model.refuse, ("pick", "holder", "ticket")),
         (model.revoke, ("pick", "holder", "ticket")),
+        *[(model.bind, ("pick", "holder", "ticket", "aim"))] * 2,
         (model.lend, ("pick", "holder", "descriptor", "socket", "aim")),
         *[(model.begin_close, ("pick", "holder", "descriptor"))] * 4,
         *[(model.end_close, ("pick", "holder", "descriptor"))] * 3,

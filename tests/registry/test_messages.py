@@ -50,7 +50,7 @@ VALID: dict[Code, dict[str, Any]] = {
     Code.ANSWER: {"nonce": _SECRET, "holder": b"h" * 16, "proof": _SECRET},
     Code.WELCOME: {"proof": _SECRET, "incarnation": b"i" * 16, "pid": 77, "page": True},
     Code.ANNOUNCE: {**_SOCKET_FACTS, **_DESCRIPTOR_FACTS, "recovered": False},
-    Code.ISSUE: {"socket": 9, "descriptor": 7, "target": 4242, "expires_s": None},
+    Code.ISSUE: {"socket": 9, "descriptor": 7, "target": 4242, "expires_s": None, "launching": False},
     Code.BIND: {"secret": _SECRET, "target": 3},
     Code.CLAIM: {"secret": _SECRET},
     Code.ACK: {"number": 5, **_DESCRIPTOR_FACTS},

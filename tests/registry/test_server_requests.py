@@ -377,7 +377,8 @@ def test_only_the_announced_socket_is_taken_into_custody(registry: Stepped, peer
     with open(os.devnull) as file:
         for number in (read_end, write_end, file.fileno(), far.fileno()):
             with pytest.raises(OSError, match=r"not a socket|another socket"):
-                peer.ask(Code.ISSUE, number, socket=facts_of(ours).socket, descriptor=1, target=None, expires_s=None)
+                wanted = {"socket": facts_of(ours).socket, "descriptor": 1, "target": None, "expires_s": None}
+                peer.ask(Code.ISSUE, number, **wanted, launching=False)
     os.close(read_end)
     os.close(write_end)
     assert len(open_numbers()) == before
@@ -389,7 +390,8 @@ def test_a_missing_doubled_or_needless_descriptor_is_refused(registry: Stepped, 
     ours = pair[0]
     peer.announce(ours, 1)
     before = len(open_numbers())
-    wanted = {"socket": facts_of(ours).socket, "descriptor": 1, "target": None, "expires_s": None}
+    facts = {"socket": facts_of(ours).socket, "descriptor": 1}
+    wanted = facts | {"target": None, "expires_s": None, "launching": False}
     for numbers in ((), (ours.fileno(),) * 2, (ours.fileno(),) * 100):
         with pytest.raises(OSError, match="exactly one"):
             peer.ask(Code.ISSUE, *numbers, **wanted)

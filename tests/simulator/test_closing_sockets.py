@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sharedsock.simulator.invariants import T_ABORT
 from sharedsock.simulator.runner import SCENARIOS, Intervention, play
-from sharedsock.simulator.scenario import Options, Promise, Report, Standing, Verdict
+from sharedsock.simulator.scenario import Finding, Options, Promise, Report, Standing, Verdict
 from sharedsock.simulator.stage import PEER, Stage, StageError
+from sharedsock.simulator.timeline import Mark
+from sharedsock.simulator.transports import Transport
 from sharedsock.testing.commands import Belongings
 
 STORY = SCENARIOS["closing-sockets"]
@@ -66,6 +71,94 @@ def test_with_more_processes_every_close_but_the_last_leaves_the_rest_undisturbe
     ]
 
 
+def findings(report: Report, name: str = "last-close") -> dict[str, Finding]:
+    verdict = next(verdict for verdict in report.verdicts if verdict.promise.name == name)
+    return {finding.what: finding for finding in verdict.findings}
+
+
+@pytest.mark.rule("LINGER-6", "LINGER-7", "LINGER-8", "LINGER-12")
+def test_with_linger_t_the_last_close_waits_for_a_reader_and_resets_a_peer_that_is_none() -> None:
+    report = play(STORY, Options(threads=1, linger="1"))
+    assert report.holds, reasons(report)
+    found = findings(report)
+    waited = found["it returns once the peer has read"]
+    assert found["the last close, with the peer not reading"].observed == "waits"
+    assert waited.measured_s is not None
+    assert waited.measured_s < 1.0, "it returns when all is acknowledged, not after the full time"
+    assert found["then"].observed == "FIN"
+    hard = found["the close of the unread stream returns"]
+    assert hard.measured_s is not None
+    assert hard.measured_s >= 1.0
+    assert hard.bound_s is not None
+    assert hard.bound_s <= 1.0 + 4 * T_ABORT, "the bound is for what comes beyond t, also on a loaded machine"
+    assert found["the peer sees"].observed == "reset"
+    lanes = {(lane.process, lane.thread): [moment.mark for moment in lane.moments] for lane in report.timeline.lanes}
+    assert lanes["C", "main"].count(Mark.LINGERS) == 2
+    assert lanes["peer", "main"] == [Mark.FIN, Mark.RESET]
+
+
+@pytest.mark.rule("EXIT-1", "REF-2")
+@pytest.mark.parametrize(("linger", "end"), [("off", "FIN"), ("0", "reset"), ("1", "FIN")])
+def test_a_kill_in_the_place_of_the_last_close_is_the_kernels_rule(linger: str, end: str) -> None:
+    """The kernel sends on in the background, or resets where LINGER(0) stands on its socket; it never waits."""
+    report = play(STORY, Options(threads=1, linger=linger, kill="C"))
+    assert report.holds, reasons(report)
+    assert standings(report)["kill"] == "n/a"
+    found = findings(report)
+    assert found["references after SIGKILL of C"].observed == "none"
+    assert ("then" in found, "the peer sees" in found) == (end == "FIN", end == "reset")
+    assert ("C is killed; the kernel sends on" in found) is (end == "FIN")
+    lanes = {(lane.process, lane.thread): [moment.mark for moment in lane.moments] for lane in report.timeline.lanes}
+    assert lanes["C", "main"] == [Mark.KILLED]
+    assert lanes["peer", "main"] == [Mark.FIN if end == "FIN" else Mark.RESET]
+
+
+@pytest.mark.rule("REF-5")
+def test_the_close_order_is_who_closes_when() -> None:
+    report = play(STORY, Options(threads=1, close_order=("C", "B", "A"), kill="none"))
+    assert report.holds, reasons(report)
+    closed = {
+        lane.process: next(moment.at_s for moment in lane.moments if moment.mark in (Mark.CLOSED, Mark.LAST_CLOSE))
+        for lane in report.timeline.lanes
+        if lane.thread == "main" and lane.process != PEER
+    }
+    assert sorted(closed, key=closed.__getitem__) == ["C", "B", "A"]
+    assert not [one for lane in report.timeline.lanes for one in lane.moments if one.mark is Mark.KILLED]
+
+
+@pytest.mark.rule("REF-3")
+@pytest.mark.fault("F-72")
+def test_the_path_of_a_unix_listener_goes_with_its_last_close_and_the_directory_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    closed = play(STORY, Options(processes=2, threads=1, transport="unix"))
+    killed = play(STORY, Options(processes=2, threads=1, transport="unix", kill="B"))
+    assert (closed.holds, killed.holds) == (True, True), reasons(closed) + reasons(killed)
+    assert findings(closed)["the listener's path"].observed == "removed"
+    assert findings(killed)["the listener's path"].observed == "stays, as the kernel has it"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_transport_this_machine_has_not_is_said_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Transport, "is_available", lambda transport: False)
+    monkeypatch.setattr("sharedsock.simulator.stage.Actors", None)
+    with pytest.raises(StageError, match="this machine has no TCP over IPv6 on loopback"):
+        play(STORY, Options(transport="tcp6"))
+
+
+def test_a_directory_without_room_for_a_path_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setattr("sharedsock.simulator.stage.Actors", None)
+    with pytest.raises(StageError, match="TMPDIR is too long for the path of a Unix socket"):
+        play(STORY, Options(transport="unix"))
+    assert not list(deep.iterdir())
+
+
 def _keep_a_second_descriptor(has: Belongings) -> None:
     has.sockets["second"] = has.shared("stream").dup()
 
@@ -111,6 +204,19 @@ def _leak_a_thread(stage: Stage) -> None:
     stage[PEER].do("call_with", _leave_a_thread)
 
 
+def _linger_1(stage: Stage) -> None:
+    stage["C"].do("set_linger", True, 1, on="stream")
+
+
+def _linger_longer(stage: Stage) -> None:
+    stage["C"].do("set_linger", True, 2, on="unread")
+
+
+def _peer_is_told(stage: Stage) -> None:
+    stage["B"].sendall(b"hello", on="stream")
+    stage.facts["watch"].value()
+
+
 def _leak_here(stage: Stage) -> None:
     stage.facts["leak"] = os.dup(0)
 
@@ -134,6 +240,23 @@ def test_a_player_that_misbehaves_breaks_its_promise(promise: str, misbehave: In
     names = [one.name for one in STORY.promises]
     after = [standings(report)[name] for name in names[names.index(promise) + 1 :]]
     assert set(after) <= {"not run"}, "what follows a broken promise is not judged"
+
+
+@pytest.mark.parametrize(
+    ("options", "promise", "misbehave", "reason"),
+    [
+        (Options(threads=1, linger="0"), "last-close", _linger_1, "the last close returns: took"),
+        (Options(threads=1, linger="1"), "last-close", _linger_0, "with the peer not reading: does not wait"),
+        (Options(threads=1, linger="1"), "last-close", _linger_longer, "the close of the unread stream returns: took"),
+        (Options(threads=1, transport="udp"), "kill", _peer_is_told, "the far peer: has an event, mask 1"),
+        (Options(threads=1, transport="unix"), "deliver", _record_twice, "0 missing, 1 too many"),
+        (Options(threads=1, kill="A"), "deliver", _record_twice, "0 missing, 1 too many"),
+    ],
+)
+def test_so_does_one_with_other_options(options: Options, promise: str, misbehave: Intervention, reason: str) -> None:
+    report = play(STORY, options, before={promise: misbehave})
+    assert [verdict.promise.name for verdict in report.broken] == [promise], reasons(report)
+    assert reason in report.broken[0].reason
 
 
 def test_a_leak_in_the_controller_is_found_too() -> None:

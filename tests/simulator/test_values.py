@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from sharedsock.simulator import invariants
+from sharedsock.simulator.closing_sockets import CLOSING_SOCKETS
 from sharedsock.simulator.invariants import ProcessResidue, i1_exactly_once, i2_count, i6_residue, look_at
 from sharedsock.simulator.scenario import Options
 from sharedsock.simulator.schedule import Schedule, shares_of
@@ -23,22 +25,76 @@ from sharedsock.testing import observation
         ({"threads": 0}, "threads: 0 is not in 1 to 100"),
         ({"threads": 101}, "threads: 101 is not in 1 to 100"),
         ({"start_method": "thread"}, "start-method: 'thread' is none of fork, forkserver, spawn"),
-        ({"linger": "1"}, "linger: '1' is none of off, 0"),
+        ({"linger": "on"}, "linger: 'on' is not off, 0 or whole seconds up to 60$"),
+        ({"linger": "-1"}, "linger: '-1' is not off, 0 or whole seconds up to 60$"),
+        ({"linger": "61"}, "linger: '61' is not off, 0 or whole seconds up to 60$"),
+        ({"linger": "1.5"}, r"linger: '1.5' is not .* up to 60 \(SO_LINGER counts in whole seconds\)"),
+        ({"linger": "nan"}, "linger: 'nan' is not off, 0 or whole seconds up to 60$"),
+        ({"linger": ""}, "linger: '' is not off, 0 or whole seconds up to 60$"),
+        ({"transport": "sctp"}, "transport: 'sctp' is none of tcp, tcp6, unix, udp"),
+        ({"close_order": ("A", "B")}, "close-order: C left out; each of A, B, C gives up once"),
+        ({"close_order": ("B",)}, "close-order: A, C left out; each of A, B, C gives up once"),
+        ({"close_order": ("A", "B", "B")}, "close-order: 'B' is named twice; each of A, B, C gives up once"),
+        ({"close_order": ("A", "B", "D")}, "close-order: 'D' is no process of this run: A, B, C"),
+        ({"close_order": ("",)}, "close-order: '' is no process of this run: A, B, C"),
+        ({"processes": 2, "close_order": ("C", "B", "A")}, "close-order: 'C' is no process of this run: A, B"),
+        ({"kill": "D"}, "kill: 'D' is no process of this run: A, B, C, or none"),
+        ({"kill": "peer"}, "kill: 'peer' is no process of this run: A, B, C, or none"),
+        ({"processes": 2, "kill": "C"}, "kill: 'C' is no process of this run: A, B, or none"),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(values: dict[str, int | str], message: str) -> None:
+def test_options_out_of_range_are_refused_by_name(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Options(**values)  # type: ignore[arg-type]  # the mix of types is the test's own
+        Options(**values)
+
+
+@pytest.mark.parametrize(("linger", "seconds", "kind"), [("off", None, "off"), ("0", 0, "0"), ("60", 60, "t")])
+def test_linger_is_an_option_and_seconds(linger: str, seconds: int | None, kind: str) -> None:
+    options = Options(linger=linger)
+    assert (options.linger_s, options.linger_kind) == (seconds, kind)
 
 
 @pytest.mark.parametrize(
-    ("processes", "victim", "closers"), [(2, None, ("B",)), (3, "B", ("C",)), (5, "B", ("C", "D", "E"))]
+    ("order", "kill", "victim", "closers"),
+    [
+        ("AB", "", None, "A"),
+        ("AB", "none", None, "A"),
+        ("AB", "B", "B", "A"),
+        ("AB", "A", "A", ""),
+        ("ABC", "", "B", "A"),
+        ("CAB", "", "A", "C"),
+        ("CAB", "none", None, "C"),
+        ("ABC", "C", "C", "A"),
+        ("ABC", "A", "A", "B"),
+        ("ABCDE", "D", "D", "ABC"),
+        ("EDCBA", "E", "E", "D"),
+        ("EDCBA", "A", "A", "E"),
+    ],
 )
-def test_the_parts_of_a_run(processes: int, victim: str | None, closers: tuple[str, ...]) -> None:
-    schedule = Schedule.of(Options(processes=processes))
-    assert (schedule.maker, schedule.victim, schedule.closers) == ("A", victim, closers)
-    assert len(schedule.holders) == processes
-    assert schedule.last == closers[-1]
+def test_the_parts_of_a_run(order: str, kill: str, victim: str | None, closers: str) -> None:
+    """Promise 2 has who closes before the kill; if that comes first or last, or not at all, one close is enough."""
+    schedule = Schedule.of(Options(processes=len(order), close_order=tuple(order), kill=kill))
+    assert (schedule.maker, schedule.victim, schedule.closers) == ("A", victim, tuple(closers))
+    assert schedule.holders == tuple(sorted(order))
+    assert schedule.last == order[-1]
+    assert (schedule.begins_with_kill, schedule.ends_with_kill) == (victim == order[0], victim == order[-1])
+
+
+def test_without_a_choice_they_leave_by_their_names() -> None:
+    assert Schedule.of(Options(processes=5)).order == ("A", "B", "C", "D", "E")
+    assert Schedule.of(Options(processes=2)).victim is None
+    assert Schedule.of(Options(processes=5)).victim == "B"
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [(Options(), [1, 2, 3, 4, 5, 6]), (Options(kill="C"), [1, 2, 3, 4, 5, 6]), (Options(kill="A"), [1, 4, 3, 2, 5, 6])],
+)
+def test_promises_come_in_the_order_in_which_they_come_true(options: Options, numbers: list[int]) -> None:
+    promises = CLOSING_SOCKETS.promises_for(options)
+    assert [promise.number for promise in promises] == numbers
+    assert ("killed" in promises[4].text) is (options.kill == "C")
+    assert "datagram" in CLOSING_SOCKETS.promises_for(Options(transport="udp"))[2].text
 
 
 @pytest.mark.parametrize(("total", "count"), [(1024, 2), (1024, 3), (8, 25), (0, 2)])
