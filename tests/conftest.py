@@ -185,8 +185,9 @@ _warmed: list[object] = []
 
 def _warm() -> None:
     """Open what the package keeps for the life of the process (the dead file, the reserve number) before any count."""
-    sockets = sys.modules.get("sharedsock.kernel.sockets")
-    if sockets is not None and not _warmed:
+    if not _warmed:
+        from sharedsock.kernel import sockets  # importing the package alone imports no room
+
         _warmed.append(sockets)
         sockets.open_socket(socket.AF_UNIX, socket.SOCK_STREAM, 0)
 
