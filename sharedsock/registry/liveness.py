@@ -158,6 +158,7 @@ class System:
 class _Watch:
     process: ProcessId
     pidfd: int | None
+    is_neighbour: bool = False  # seen in our PID namespace, which it cannot leave
 
 
 class Liveness:
@@ -204,11 +205,11 @@ class Liveness:
             TicketError: dead, a zombie, another user's, or the registry itself.
             OSError: EMFILE.
         """
+        known = self._watched.get(pid)
+        if known is not None and not self._ended(known):  # looked at when it was first watched
+            return known.process
         if pid <= 0 or pid >= 1 << 31 or not self._may_be_target(pid):
             raise TicketError(f"process {pid} cannot be the target of a ticket: not running, or not of this user")
-        known = self._watched.get(pid)
-        if known is not None and not self._ended(known):
-            return known.process
         try:
             fd = self.system.pidfd(pid)
         except ProcessLookupError:
@@ -312,9 +313,14 @@ class Liveness:
         Raises:
             OSError: EINVAL.
         """
+        watch = self._watched.get(pid)
+        if watch is not None and watch.is_neighbour:
+            return
         theirs, ours = self.system.namespace(pid), self.system.namespace(self._own_pid)
         if theirs is not None and ours is not None and theirs != ours:
             raise from_errno(errno.EINVAL, "this process counts pids in a namespace of its own; use share(None)")
+        if watch is not None:
+            watch.is_neighbour = True
 
     def close(self) -> None:
         """Close every pidfd."""
