@@ -1,6 +1,6 @@
 """Measure what is promised about speed, side by side in one run: goal, floor, measured, verdict.
 
-    python -m tools.bench [--quick] [--markdown] [--seed N] [P1 P2 P3 P6 P7]
+    python -m tools.bench [--quick] [--markdown] [--seed N] [P1 P2 P3 P6 P7 P9 P10]
 
 Exits 1 if a full run finds something below its floor.
 """
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tools.bench import aborts, accepts, fastpath, pingpong
+from tools.bench import aborts, accepts, fastpath, pingpong, sharing
 from tools.bench.rounds import Result, Settings
 
 __all__ = ["main"]
@@ -24,6 +24,7 @@ MEASURES: Final[dict[Callable[[Settings], Iterator[Result]], tuple[str, ...]]] =
     fastpath.measure: ("P3",),
     aborts.measure: ("P6",),
     accepts.measure: ("P7",),
+    sharing.measure: ("P9", "P10"),
 }
 ITEMS: Final = [item for items in MEASURES.values() for item in items]
 
