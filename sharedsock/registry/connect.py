@@ -32,6 +32,7 @@ __all__ = [
     "client_of",
     "close_idle_clients",
     "connect_registry",
+    "connected_clients",
     "default_client",
     "fork_lock_acquire",
     "fork_lock_release",
@@ -131,6 +132,11 @@ def close_idle_clients() -> int:
     for client in idle:
         client.close()
     return len(idle)
+
+
+def connected_clients() -> list[Client]:
+    """Return the clients that have a channel now; none is made, nobody is asked."""
+    return [client for client in _clients.copy().values() if client.is_connected()]
 
 
 def after_fork_in_child() -> None:

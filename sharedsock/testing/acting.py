@@ -29,6 +29,8 @@ from sharedsock.testing.commands import COMMANDS, Belongings
 from sharedsock.testing.faults import ActorProbe
 from sharedsock.testing.frames import Backlog, Reader, pipe_pair, plain_socket
 from sharedsock.testing.outcomes import Outcome, from_error
+from sharedsock.testing.runs import current_run
+from sharedsock.testing.stacks import enroll
 
 __all__ = ["Billing", "serve", "serve_inherited"]
 
@@ -199,6 +201,9 @@ def serve(pipe: socket.socket, billing: Billing) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent(billing)
     threading.current_thread().name = "control"
+    run = current_run()
+    if run is not None and run.has_directory:
+        enroll(run.directory, f"actor {billing.name}")
     actor = _Actor(pipe, billing)
     trace.hook = actor.probe
     if actor.run():

@@ -1,0 +1,213 @@
+"""One session of pytest, in the controller or a worker: its run, its settings, and what it tells the run's warden.
+
+Nothing is made before it is needed: a session whose tests use nothing of ours has two more environment variables, and
+that is all. The registry of the run is started by whoever shares first; all processes find it by the name that the
+controller has drawn.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from sharedsock.pytest_plugin.marks import Wishes, known_leaks, wishes_of
+from sharedsock.pytest_plugin.options import Settings
+
+if TYPE_CHECKING:
+    from sharedsock.testing.rendezvous import SharedSockets
+    from sharedsock.testing.runs import Run
+    from sharedsock.testing.warden import Reporter
+
+__all__ = ["FAILED", "SESSION", "WISHES", "Session"]
+
+_TREE: Final = "SHAREDSOCK_TREE"
+_RUN: Final = "SHAREDSOCK_RUN"
+
+WISHES: Final = pytest.StashKey[Wishes]()
+FAILED: Final = pytest.StashKey[bool]()
+
+
+class Session:
+    """The plug-in object of one session.
+
+    Attributes:
+        settings: what the options say.
+        worker: "gw0" in an xdist worker, "" in the controller and without xdist.
+    """
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self.config = config
+        self.settings = settings
+        workerinput = getattr(config, "workerinput", None)
+        self.worker = str(workerinput["workerid"]) if workerinput is not None else ""
+        self._before: dict[str, str | None] = {name: os.environ.get(name) for name in (_TREE, _RUN)}
+        self._run: Run | None = None
+        self._reporter: Reporter | None = None
+        # Standard error before any capture, for a page that may have to be printed in the middle of a test.
+        self._terminal = _terminal_number()
+        self._shared: SharedSockets | None = None
+        if not self.worker:
+            os.environ.pop(_RUN, None)
+            self._draw_names()
+
+    def _draw_names(self) -> None:
+        """Name the run and its registry, for all descendants. A registry that was named by whoever started us stays."""
+        from sharedsock.registry.directory import tree_directory
+
+        tree_directory()
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    @property
+    def run(self) -> Run:
+        """The run, with its directory and warden; this process belongs to it from here on."""
+        if self._run is None:
+            from sharedsock.testing.census import Kept, keep
+            from sharedsock.testing.runs import begin_run, current_run
+            from sharedsock.testing.stacks import enroll, number_in
+            from sharedsock.testing.warden import Reporter, start_warden
+
+            run = current_run() or begin_run()
+            start_warden(run, hang_timeout_s=self.settings.hang_timeout_s, terminal=self._terminal)
+            enroll(run.directory, self.worker or "controller")
+            reporter = self._reporter = Reporter(run)
+            keep(lambda: Kept(numbers={number_in(run.directory), reporter.fileno()}))
+            self._reporter.tell("hello", worker=self.worker)
+            self._run = run
+        return self._run
+
+    @property
+    def shared(self) -> SharedSockets:
+        """The sockets that the run shares by name."""
+        if self._shared is None:
+            from sharedsock.testing.census import keep
+            from sharedsock.testing.rendezvous import SharedSockets
+
+            shared = self._shared = SharedSockets(self.run)
+            self._forget = keep(shared.kept)
+        return self._shared
+
+    def close_shared(self) -> None:
+        """Close what this process has of them."""
+        if self._shared is not None:
+            self._shared.close()
+            self._forget()
+            self._shared = None
+
+    def tell(self, what: str, **details: Any) -> None:
+        """Tell the warden, if there is one."""
+        if self._reporter is not None:
+            self._reporter.tell(what, **details)
+
+    # -- hooks --------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        """Name the run before xdist starts workers, and start its warden now if it is to watch for hangs."""
+        if not self.worker and _RUN not in os.environ:
+            from sharedsock.testing.runs import begin_run
+
+            begin_run()
+        if self.settings.hang_timeout_s:
+            assert self.run is not None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Tell the warden when a test begins and ends."""
+        with suppress(ValueError):  # told by the test's setup
+            item.stash[WISHES] = wishes_of(item)
+        wishes = item.stash.get(WISHES, Wishes())
+        timeout_s = self.settings.hang_timeout_s if wishes.timeout_s is None else wishes.timeout_s
+        if wishes.timeout_s:
+            assert self.run is not None
+        if self._reporter is None:
+            return (yield)
+        from sharedsock.testing.stacks import note_doing
+
+        note_doing(item.nodeid)
+        self.tell("begin", test=item.nodeid, timeout_s=timeout_s)
+        try:
+            return (yield)
+        finally:
+            self.tell("end")
+            note_doing("")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Refuse a marker that says what is not known."""
+        try:
+            wishes_of(item)
+            known_leaks(item)
+        except ValueError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Remember that a test has failed: its actors are then killed, not asked."""
+        report = yield
+        if report.failed:
+            item.stash[FAILED] = True
+        return report
+
+    def pytest_collectreport(self) -> None:
+        """Collecting is progress."""
+        self.tell("beat")
+
+    def pytest_runtest_logreport(self) -> None:
+        """So is a report, here or from a worker."""
+        self.tell("beat")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """Close what this process shares with the run."""
+        self.close_shared()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_unconfigure(self) -> None:
+        """Leave the run; the controller ends it."""
+        self.close_shared()
+        if self._run is not None and self._reporter is not None:
+            from sharedsock.testing.stacks import withdraw
+
+            self.tell("bye")
+            self._reporter.close()
+            withdraw(self._run.directory)
+        if self._terminal is not None:
+            os.close(self._terminal)
+            self._terminal = None
+        if not self.worker:
+            self._end_run()
+            for name, value in self._before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    def _end_run(self) -> None:
+        from sharedsock.testing.runs import current_run
+
+        run = current_run()
+        if run is not None and run.has_directory:
+            if self._reporter is None:  # a worker had needed the warden, we had not
+                from sharedsock.testing.warden import Reporter
+
+                reporter = Reporter(run)
+                reporter.tell("bye")
+                reporter.close()
+            run.remove_directory()
+
+
+SESSION: Final = pytest.StashKey[Session]()
+
+
+def _terminal_number() -> int | None:
+    """Return a duplicate of standard error: while pytest is being configured, no capture is active."""
+    with suppress(OSError):
+        return os.dup(2)
+    return None

@@ -1,0 +1,119 @@
+"""Real pytest sessions in processes of their own, in a directory of the test's own, with nothing but the plug-in.
+
+A session is given its test file as text, and is judged by what it printed, its exit code, and its JSONL report. The
+modules it imports are compiled once for all sessions. No conftest, no configuration of this project reaches it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SESSION_S = 60.0
+# Plug-ins that are installed for other tests: a session has ours, xdist, and what a test asks for.
+OTHERS = ("hypothesispytest", "timeout", "rerunfailures", "asyncio", "anyio", "socket", "randomly", "pytest_cov")
+
+
+@dataclass
+class Done:
+    """A session that has ended."""
+
+    code: int
+    out: str
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """Return the last line's counts: {"passed": 3, "leaked": 1}."""
+        words = self.out.rstrip().splitlines()[-1].replace(",", "").replace("=", "").split()
+        return {what: int(count) for count, what in pairwise(words) if count.isdigit()}
+
+
+class Sessions:
+    """Starts sessions in one directory."""
+
+    def __init__(self, directory: Path, compiled: Path) -> None:
+        self.directory = directory
+        self.environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTEST_", "SHAREDSOCK_LEAKS", "GITHUB_"))
+            and name not in ("SHAREDSOCK_TREE", "SHAREDSOCK_REGISTRY", "SHAREDSOCK_AUDIT", "PYTHONDONTWRITEBYTECODE")
+        }
+        self.environment |= {"PYTHONPYCACHEPREFIX": str(compiled), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"}
+        self._running: list[subprocess.Popen[str]] = []
+
+    def write(self, text: str, name: str = "test_inner.py") -> None:
+        """Write a test file."""
+        (self.directory / name).write_text(textwrap.dedent(text))
+
+    def start(self, *arguments: str, plugins: tuple[str, ...] = (), **environment: str) -> subprocess.Popen[str]:
+        """Start a session; it is ended with the test if it has not ended before."""
+        off = [word for name in OTHERS if name not in plugins for word in ("-p", f"no:{name}")]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *off, *arguments],
+            cwd=self.directory,
+            env=self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        self._running.append(process)
+        return process
+
+    def run(self, *arguments: str, plugins: tuple[str, ...] = (), **environment: str) -> Done:
+        """Run a session to its end."""
+        report = self.directory / "report.jsonl"
+        wants = [] if any(one.startswith("--sharedsock-report") for one in arguments) else [str(report)]
+        process = self.start(*arguments, *(f"--sharedsock-report={path}" for path in wants), plugins=plugins,
+                             **environment)  # fmt: skip
+        out, _ = process.communicate(timeout=SESSION_S)
+        findings = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
+        return Done(process.returncode, out, findings)
+
+    def end(self) -> None:
+        """End what still runs."""
+        for process in self._running:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where sessions keep what they have compiled."""
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture
+def sessions(tmp_path: Path, compiled: Path) -> Iterator[Sessions]:
+    """Starts pytest sessions in a directory of their own."""
+    made = Sessions(tmp_path, compiled)
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+@pytest.fixture
+def session(sessions: Sessions) -> Callable[..., Done]:
+    """Write a test file and run one session: session(text, *arguments, **environment)."""
+
+    def run(text: str, *arguments: str, **keywords: Any) -> Done:
+        sessions.write(text)
+        return sessions.run(*arguments, **keywords)
+
+    return run
