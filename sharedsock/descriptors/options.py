@@ -84,10 +84,13 @@ def set_linger(descriptor: Descriptor, value: bytes) -> None:
     is_on, seconds = _LINGER.unpack_from(value)
     linger_s = min(max(seconds, 0), 0xFFFF) if is_on else None
     kernel = descriptor.kernel
-    change_common(descriptor, linger_s=linger_s)
     # LINGER(0) stands on the kernel socket from the start, so that a crash of the last holder resets as well.
     # LINGER(t > 0) is emulated: the kernel's own would go on sending after t, and would make a closer wait.
-    kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(linger_s == 0, 0))
+    try:
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(linger_s == 0, 0))
+    except OSError as error:
+        raise with_winerror(error) from None
+    change_common(descriptor, linger_s=linger_s)
 
 
 def get_linger(descriptor: Descriptor) -> bytes:
@@ -110,7 +113,10 @@ def take_over_linger(descriptor: Descriptor, listener: Descriptor | None = None)
     if descriptor.type not in STREAMS:
         return
     if listener is None:
-        value = descriptor.kernel.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size)
+        try:
+            value = descriptor.kernel.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size)
+        except OSError as error:
+            raise with_winerror(error) from None
         if any(value[:4]):
             set_linger(descriptor, value)
         return

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.model import trace
-from sharedsock.model.errors import RegistryGone, TicketError, TicketInvalid, from_errno
+from sharedsock.model.errors import RegistryGone, SharedSocketError, TicketError, TicketInvalid, from_errno
 from sharedsock.model.identity import (
     DescriptorFacts,
     DescriptorId,
@@ -116,7 +116,7 @@ class Client(Link):
             return secrets[before]
         except BaseException as error:
             if keep is None or len(keep) == before:
-                self._hand_back(waiter, interrupted=not isinstance(error, OSError))
+                self._hand_back(waiter, interrupted=not isinstance(error, SharedSocketError))
             raise
 
     def bind(self, secret: bytes, target: int) -> bool:
@@ -157,7 +157,7 @@ class Client(Link):
             return claims[before]
         except BaseException as error:
             if keep is None or len(keep) == before:
-                self._hand_back(waiter, interrupted=not isinstance(error, OSError))
+                self._hand_back(waiter, interrupted=not isinstance(error, SharedSocketError))
             raise
 
     def _hand_back(self, waiter: Waiter, *, interrupted: bool) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from sharedsock.model.errors import RegistryGone, TicketInvalid
+from sharedsock.model.errors import RegistryGone, TicketInvalid, with_winerror
 from sharedsock.registry import launch, runtime
 from sharedsock.registry.client import Client
 from sharedsock.registry.numbers import abandon_numbers, fork_lock_acquire, fork_lock_release
@@ -184,7 +184,11 @@ class RegistryHandle:
             from sharedsock.registry.manager import RegistryManager
 
             manager = RegistryManager(address=self.address, authkey=self.authkey)
-            manager.connect()
+            try:
+                manager.connect()
+            except OSError as error:
+                with_winerror(error)
+                raise
             self._manager = manager
         return self._manager
 

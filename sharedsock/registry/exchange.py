@@ -109,7 +109,7 @@ def receive(channel: socket.socket, parcel: Parcel) -> None:
             return
         except OSError as error:
             if error.errno not in _GONE:
-                raise
+                raise with_winerror(error) from None
             parcel.raw.append((b"", [], 0, None))
         for number in parcel.unpack():
             keep_number(number)

@@ -54,10 +54,10 @@ def _take_over(plain: _socket.socket) -> SharedSocket:
         for number in taken:
             sockets.close_stray(number, cookie)
         raise
-    shared = SharedSocket._over(Descriptor(kernel))
-    shared.settimeout(timeout_s)
-    options.take_over_linger(shared._descriptor)
-    return shared
+    descriptor = Descriptor(kernel)
+    descriptor.timeout_s = timeout_s
+    options.take_over_linger(descriptor)
+    return SharedSocket._over(descriptor)
 
 
 def statistics() -> Statistics:
