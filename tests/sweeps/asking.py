@@ -26,7 +26,6 @@ QUESTIONS: Final[dict[str, Callable[[Any], Any]]] = {
     "getblocking": lambda s: s.getblocking(),
     "get_inheritable": lambda s: s.get_inheritable(),
     "getsockopt": lambda s: s.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE),
-    "__repr__": repr,
 }
 # call -> (make it, ask whether it was done)
 CHANGES: Final[dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any], Any]]] = {
@@ -75,6 +74,14 @@ for _name, _ask in QUESTIONS.items():
     scene(f"SharedSocket.{_name}")(_asking(_ask))
 for _name, _change in CHANGES.items():
     scene(f"SharedSocket.{_name}")(_changing(*_change))
+
+
+@scene("SharedSocket.__repr__")
+def representation(stage: Stage) -> Acts:
+    """An address that cannot be had is left out."""
+    ours, _ = stage.connected("tcp")
+    outcome = yield lambda: repr(ours)
+    assert f"descriptor={ours.descriptor}" in outcome.value_or(lambda: repr(ours))
 
 
 @scene("SharedSocket.bind")

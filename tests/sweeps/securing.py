@@ -23,16 +23,25 @@ def _contexts() -> Contexts:
 @contextlib.contextmanager
 def _answered(stage: Stage) -> Iterator[tuple[Any, Running]]:
     """A client's socket, and a server that shakes hands on the other one."""
+    _contexts()  # made once, not by two threads at a time
     ours, theirs = stage.each(tcp_pair())
     for end in (ours, theirs):
         end.settimeout(PATIENCE_S)
-    serving = Running(ss.wrap_tls, _contexts().server, theirs, True)
+    serving = Running(_serve, theirs)
     try:
         yield ours, serving
     finally:
         ours.close()  # ends a handshake that nobody answers
         with contextlib.suppress(OSError):
             serving.outcome()
+
+
+def _serve(theirs: Any) -> Any:
+    try:
+        return ss.wrap_tls(_contexts().server, theirs, True)
+    except BaseException:
+        theirs.close()  # or the client would wait for us
+        raise
 
 
 @scene("wrap_tls")

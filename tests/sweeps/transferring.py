@@ -234,7 +234,8 @@ def _connecting(call: Callable[[Any, Any], Any]) -> Scene:
             ours.settimeout(PATIENCE_S)
             address = listener.getsockname()
             outcome = yield lambda: call(ours, address)
-            if outcome.error is not None:
+            listener.settimeout(PATIENCE_S)
+            if outcome.error is not None or outcome.value:
                 assert ours.connect_ex(address) in (0, errno.EISCONN, errno.EALREADY)
             peer = stage.has(listener.accept()[0])
             ours.sendall(TAGGED)
