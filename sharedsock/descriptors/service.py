@@ -121,17 +121,21 @@ class Service:
 
     def _run(self) -> None:
         while not self._is_over():
-            for station in self._due():
-                try:
-                    station.serve(is_event=True)
-                except Exception:  # MemoryError: what could not be done now is tried again, by the clock
-                    station.retry_at_s = monotonic() + _RETRY_S
-                    self.paused[station.number] = station
-                    _report()
-                if station.ended:
-                    self._settle(station)
+            stations = self._due()
+            while stations:  # by no name in this frame, which waits next: it would keep the last one's number
+                self._look_after(stations.pop(0))
                 if numbers.current_era() != self.era:  # a callback has forked: this is the child, which owns nothing
                     return
+
+    def _look_after(self, station: Station) -> None:
+        try:
+            station.serve(is_event=True)
+        except Exception:  # MemoryError: what could not be done now is tried again, by the clock
+            station.retry_at_s = monotonic() + _RETRY_S
+            self.paused[station.number] = station
+            _report()
+        if station.ended:
+            self._settle(station)
 
     def _settle(self, station: Station) -> None:
         self.is_calling = True

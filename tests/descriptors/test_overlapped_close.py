@@ -20,7 +20,7 @@ import pytest
 import sharedsock as ss
 from sharedsock.testing import Aborted, Actor, Actors, Raised
 from sharedsock.testing.observation import thread_facts
-from tests.descriptors import kinds, requests
+from tests.descriptors import kinds, requests, sharers
 from tests.descriptors.requests import PATIENCE_S, error_of
 
 ON = "socket"
@@ -249,6 +249,17 @@ def test_an_operation_that_has_ended_keeps_no_number(end: str, pair: kinds.Pair)
     requests.wait_service_idle()
     assert ss.statistics().retiring == 0
     assert operation.done()
+
+
+def test_a_service_that_waits_for_others_keeps_no_number_of_the_closed(pair: kinds.Pair) -> None:
+    """I5, I6: the thread sleeps on, since another descriptor has a request; what it served last is none of its own."""
+    with kinds.pair_of("unix-stream") as other:
+        waiting = other.local.begin_recv(16)
+        pair.local.begin_recv(16)
+        pair.local.close()
+        sharers.wait_until(lambda: ss.statistics().retiring == 0, "the last number")
+        assert not waiting.done()
+    requests.wait_service_idle()
 
 
 def test_a_detached_number_has_no_requests(pair: kinds.Pair) -> None:
