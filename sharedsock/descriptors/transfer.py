@@ -20,7 +20,7 @@ from sharedsock.kernel.conversation import Conversation
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.waker import Waker
-from sharedsock.model.errors import NotASocket, OperationAborted, SharedSocketError
+from sharedsock.model.errors import ForkedDescriptor, NotASocket, OperationAborted, SharedSocketError
 from sharedsock.model.winsock import WSAETIMEDOUT
 
 if TYPE_CHECKING:
@@ -194,12 +194,13 @@ def send_all(descriptor: Descriptor, data: memoryview, sent: int, flags: int, ti
     Raises:
         OperationAborted: `.bytes_transferred` bytes were queued before; they follow the linger rules (CLOSE-32).
     """
-    kernel = require_kernel(descriptor)
+    kernel = descriptor.kernel
     try:
-        operations.send_all(kernel, data[sent:], flags, timeout_s)
-    except OperationAborted as error:
-        error.bytes_transferred += sent
-        raise
+        operations.send_all(require_kernel(descriptor), data, flags, timeout_s, sent)
+    except NotASocket as error:
+        if not sent or isinstance(error, ForkedDescriptor):
+            raise
+        raise operations.aborted(kernel, "sendall", sent) from None  # closed between two sends of one operation
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
 
@@ -231,6 +232,10 @@ def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None)
             except OperationAborted as error:
                 error.bytes_transferred = total
                 raise
+            except NotASocket:
+                if not total:
+                    raise
+                raise operations.aborted(kernel, "sendfile", total) from None
             except OSError as error:
                 if total == 0 and error.errno == errno.EINVAL:  # the file cannot be mapped
                     raise socket._GiveupOnSendfile(error) from error  # type: ignore[attr-defined]  # as above

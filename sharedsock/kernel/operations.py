@@ -222,17 +222,17 @@ def _pause_if_spinning(kernel: KernelSocket, losses: int, since_s: float, deadli
     return monotonic()
 
 
-def send_all(kernel: KernelSocket, data: memoryview, flags: int, timeout_s: float | None) -> None:
+def send_all(kernel: KernelSocket, data: memoryview, flags: int, timeout_s: float | None, sent: int = 0) -> None:
     """Send all bytes; on an abort the error carries how many were queued, and those follow the linger rules.
 
     Args:
         data: a contiguous view of bytes.
+        sent: how many of them this operation has queued before.
 
     Raises:
         OperationAborted: with `.bytes_transferred`.
     """
     deadline = None if timeout_s is None else monotonic() + timeout_s
-    sent = 0
     while sent < len(data):
         left_s = None if deadline is None else max(deadline - monotonic(), 0.0)
         if left_s == 0 and timeout_s:
