@@ -90,6 +90,7 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._io_refs = 0
         self._closed = False
+        table.note_fork()  # what is opened in a child of a fork without hooks is the child's
         if fileno is None:
             family = socket.AF_INET if family == -1 else family
             type = socket.SOCK_STREAM if type == -1 else type  # as in socket.socket

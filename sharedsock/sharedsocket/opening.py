@@ -42,6 +42,7 @@ def adopt(plain: socket.socket) -> SharedSocket:
 
 def _take_over(plain: _socket.socket) -> SharedSocket:
     """Adopt what a socket object has; cut short, the number is closed or still that object's."""
+    table.note_fork()  # as in the constructor
     timeout_s = plain.gettimeout()
     facts = plain.family, plain.type, plain.proto
     waker = Waker()
