@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sharedsock.cli import run
+from sharedsock.cli import doctor, errors, run
 
 __all__ = ["main"]
 
@@ -26,7 +26,8 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    run.add_parser(verbs)
+    for verb in (run, errors, doctor):
+        verb.add_parser(verbs)
     return parser
 
 

@@ -1,7 +1,7 @@
-"""Pages for readers: the table of promises, the timeline, the progress line. Plain text, or rich where it adds colour.
+"""Pages for readers: the table of promises, the timeline, the progress line, and the lines of any other verb.
 
-Rich is used when it is installed and the stream is a terminal; NO_COLOR then takes the colour away, TERM=dumb rich
-itself. Both ways show the same words in the same columns.
+Plain text, or rich where it adds colour: where it is installed and the stream is a terminal. NO_COLOR then takes the
+colour away, TERM=dumb rich itself. Both ways show the same words in the same columns.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final, TextIO
@@ -21,7 +21,7 @@ from sharedsock.simulator.timeline import Mark
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Progress", "page", "show", "verdict_line"]
+__all__ = ["Line", "Progress", "page", "put", "show", "verdict_line", "width_of"]
 
 _MOST_COLUMNS: Final = 112
 _FEWEST_COLUMNS: Final = 80
@@ -97,11 +97,20 @@ class Progress:
 
 def show(report: Report, stream: TextIO) -> None:
     """Print the table, the timeline and the verdict."""
-    width = max(_FEWEST_COLUMNS, min(_MOST_COLUMNS, shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns))
+    put(page(report, width_of()), stream)
+
+
+def width_of() -> int:
+    """Return how many columns a page has: the terminal's, but no line gets too long to read, or too short to fit."""
+    return max(_FEWEST_COLUMNS, min(_MOST_COLUMNS, shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns))
+
+
+def put(lines: Iterable[Line], stream: TextIO) -> None:
+    """Print lines, in colour where there is a use for it; the words are the same everywhere."""
     console = _console(stream)
     if console is not None:
         from rich.text import Text
-    for line in page(report, width):
+    for line in lines:
         if console is None:
             stream.write("".join(text for text, _ in line).rstrip() + "\n")
         else:
