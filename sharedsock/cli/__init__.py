@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from sharedsock.cli import doctor, errors, run
+from sharedsock.cli import doctor, dump, errors, leaks, ps, reap, run
 
 __all__ = ["main"]
 
@@ -26,7 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (run, errors, doctor):
+    for verb in (run, ps, dump, leaks, reap, errors, doctor):
         verb.add_parser(verbs)
     return parser
 

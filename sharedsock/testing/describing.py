@@ -30,7 +30,7 @@ from sharedsock.testing.origins import NOWHERE, Origin, Recording
 if TYPE_CHECKING:
     from sharedsock.descriptors.descriptor import Descriptor
 
-__all__ = ["describe"]
+__all__ = ["describe", "name_of", "of_reference"]
 
 # include/net/tcp_states.h; the kernel's own names.
 _TCP_STATES: Final = (
@@ -47,7 +47,7 @@ def describe(residue: Residue, recording: Recording) -> list[Finding]:
         holder = reference.holder
         # A socket of this process that is told as a socket anyway is not told twice.
         if not (holder.pid == os.getpid() and holder.descriptor in told and holder.kind == "descriptor"):
-            found.append(_reference(reference, recording))
+            found.append(of_reference(reference, recording))
     elsewhere = _elsewhere(set(residue.descriptors.values()))
     for number, target in residue.descriptors.items():
         if target.startswith("socket:"):
@@ -62,17 +62,18 @@ def describe(residue: Residue, recording: Recording) -> list[Finding]:
 def _made(origin: Origin | None, recording: Recording) -> dict[str, Any]:
     """Return who made something; that the test under way did is known even where the place is not."""
     if origin is None:
-        return {"test": recording.test, "pid": os.getpid(), "process": _name_of(os.getpid())}
+        return {"test": recording.test, "pid": os.getpid(), "process": name_of(os.getpid())}
     return {
         "test": origin.test or recording.test,
         "pid": origin.pid,
-        "process": _name_of(origin.pid),
+        "process": name_of(origin.pid),
         "thread": origin.thread,
         "place": origin.place,
     }
 
 
-def _name_of(pid: int) -> str:
+def name_of(pid: int) -> str:
+    """Return a process's name, "ended" once it has."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
             return file.read().rstrip("\n")
@@ -99,14 +100,15 @@ def _elsewhere(targets: set[str]) -> dict[str, list[Holding]]:
             continue
         for number, target in files(pid).items():
             if target in wanted:
-                found.setdefault(target, []).append(Holding(pid, _name_of(pid), f"number {number}"))
+                found.setdefault(target, []).append(Holding(pid, name_of(pid), f"number {number}"))
     return found
 
 
 # -- references ---------------------------------------------------------------------------------------------------
 
 
-def _reference(reference: Reference, recording: Recording) -> Finding:
+def of_reference(reference: Reference, recording: Recording) -> Finding:
+    """Return the finding of a reference that a registry still counts."""
     holder = reference.holder
     everybody = _holders(reference.registry, reference.socket)
     family = socket.AddressFamily(reference.family).name if reference.family in _FAMILIES else str(reference.family)
@@ -120,7 +122,7 @@ def _reference(reference: Reference, recording: Recording) -> Finding:
         what,
         test=origin.test or recording.test,
         pid=holder.pid or os.getpid(),
-        process=holder.name or _name_of(holder.pid or os.getpid()),
+        process=holder.name or name_of(holder.pid or os.getpid()),
         thread=origin.thread,
         place=holder.opened_at,
         holders=everybody,
@@ -238,9 +240,9 @@ def _thread(thread: threading.Thread, recording: Recording) -> Finding:
 
 def _process(child: Child, recording: Recording) -> Finding:
     command, state, since_s = _look(child)
-    mother = () if child.parent in (0, os.getpid()) else (Holding(child.parent, _name_of(child.parent), "its parent"),)
+    mother = () if child.parent in (0, os.getpid()) else (Holding(child.parent, name_of(child.parent), "its parent"),)
     origin = recording.of_process(command, since_s)
-    shown = " ".join(word.partition("\n")[0] for word in command)[:120] or _name_of(child.pid)
+    shown = " ".join(word.partition("\n")[0] for word in command)[:120] or name_of(child.pid)
     ended = ", ended, and nobody waited for it" if state == "Z" else ""
     return ProcessLeak(f"process {child.pid}{ended}: {shown}", **_made(origin, recording), holders=mother)
 

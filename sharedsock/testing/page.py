@@ -84,7 +84,7 @@ def collect(pids: tuple[int, ...], directory: str) -> list[ProcessPage]:
                 with suppress(ProcessLookupError):
                     page.threads.append((tid, thread_facts(pid, tid)))
             pages.append(page)
-    ends = _Ends([page.pid for page in pages])
+    ends = _Ends(pages)
     for page in pages:
         page.waits = list(_waits(page, ends))
     return pages
@@ -159,7 +159,10 @@ def _waits(page: ProcessPage, ends: _Ends) -> Iterator[Wait]:
         thread = natives.get(str(tid), str(tid))
         if call == "wait4":
             child = argument & 0xFFFFFFFF
-            yield Wait(page.pid, thread, f"wait for process {child}", (child,) if child < 1 << 31 else ())
+            if child < 1 << 31:
+                yield Wait(page.pid, thread, f"wait for process {child}", (child,))
+            else:  # -1, or a group
+                yield Wait(page.pid, thread, "wait for any child", ends.children_of(page.pid))
         else:
             what, on = ends.of_number(page.pid, argument)
             yield Wait(page.pid, thread, f"{call} on {what}", on)
@@ -168,10 +171,15 @@ def _waits(page: ProcessPage, ends: _Ends) -> Iterator[Wait]:
 class _Ends:
     """Who has the other end of what: the files of the processes on the page, and the kernel's tables of connections."""
 
-    def __init__(self, pids: list[int]) -> None:
-        self._files = {pid: files(pid) for pid in pids}
+    def __init__(self, pages: list[ProcessPage]) -> None:
+        self._parents = {page.pid: page.parent for page in pages}
+        self._files = {page.pid: files(page.pid) for page in pages}
         self._tcp = {inode: (local, remote) for local, remote, inode in _connections()}
         self._unix = _unix_peers()
+
+    def children_of(self, pid: int) -> tuple[int, ...]:
+        """Return the children of a process that are on the page."""
+        return tuple(child for child, parent in self._parents.items() if parent == pid)
 
     def _holders(self, target: str, besides: int = 0) -> tuple[int, ...]:
         return tuple(pid for pid, held in self._files.items() if pid != besides and target in held.values())

@@ -111,19 +111,19 @@ def start_ticks(pid: int) -> int | None:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
-def _bases() -> list[str]:
-    """Return where runs have their directories: the user's own place if the path is short enough, then /tmp."""
+def _base() -> str:
+    """Return where runs have their directories: the user's own place if its path is short enough, else /tmp."""
     from sharedsock.registry.directory import new_directory_name
 
     own = os.path.dirname(new_directory_name())
-    return [own, "/tmp"] if len(own) <= _LONGEST_BASE and own != "/tmp" else ["/tmp"]
+    return own if len(own) <= _LONGEST_BASE else "/tmp"
 
 
 def begin_run() -> Run:
     """Draw the name of this process's run and leave it to its descendants; nothing is made."""
     pid = os.getpid()
     ticks = start_ticks(pid) or 0
-    directory = os.path.join(_bases()[0], f"{_PREFIX}{pid}-{ticks}-{os.urandom(6).hex()}")
+    directory = os.path.join(_base(), f"{_PREFIX}{pid}-{ticks}-{os.urandom(6).hex()}")
     os.environ[RUN_VARIABLE] = directory
     return Run(directory, pid, ticks)
 
@@ -144,11 +144,11 @@ def _parsed(directory: str) -> Run | None:
 def runs_below() -> list[Run]:
     """Return every run of this user that has left a directory, alive or not."""
     found = []
-    for base in _bases():
-        with suppress(OSError):
-            for name in sorted(os.listdir(base)):
-                run = _parsed(os.path.join(base, name))
-                with suppress(OSError):
-                    if run is not None and os.lstat(run.directory).st_uid == os.geteuid():
-                        found.append(run)
+    base = _base()
+    with suppress(OSError):
+        for name in sorted(os.listdir(base)):
+            run = _parsed(os.path.join(base, name))
+            with suppress(OSError):
+                if run is not None and os.lstat(run.directory).st_uid == os.geteuid():
+                    found.append(run)
     return found

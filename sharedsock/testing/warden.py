@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from sharedsock.testing.runs import Run, current_run
 
-__all__ = ["Reporter", "main", "start_warden"]
+__all__ = ["Reporter", "end_processes", "main", "start_warden"]
 
 END_S: Final = 5.0
 _MOST: Final = 8192

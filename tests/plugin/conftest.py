@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,8 +35,9 @@ class Done:
     findings: list[dict[str, Any]] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """Return the last line's counts: {"passed": 3, "leaked": 1}."""
-        words = self.out.rstrip().splitlines()[-1].replace(",", "").replace("=", "").split()
+        """Return the counts of the last line of a session: {"passed": 3, "leaked": 1}."""
+        lines = [line for line in self.out.splitlines() if re.search(r"\d \w+ in \d+\.\d+s", line)]
+        words = lines[-1].replace(",", "").replace("=", "").split() if lines else []
         return {what: int(count) for count, what in pairwise(words) if count.isdigit()}
 
 
