@@ -12,6 +12,31 @@ from typing import TYPE_CHECKING, Any, Final
 if sys.platform == "win32":
     raise ImportError("sharedsock brings Winsock's close contract to POSIX; on Windows, socket.share() is native")
 
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    raise ImportError(
+        "sharedsock needs the global interpreter lock: its fast paths rely on threads that change at calls only; "
+        "run this build of Python with PYTHON_GIL=1"
+    )
+
+
+def _is_subinterpreter() -> bool:
+    import importlib
+
+    for name in ("_interpreters", "_xxsubinterpreters"):  # from 3.13 on, and before
+        try:
+            interpreters = importlib.import_module(name)
+        except ImportError:
+            continue
+        return bool(interpreters.get_current() != interpreters.get_main())
+    return False
+
+
+if _is_subinterpreter():
+    raise ImportError(
+        "sharedsock works in the main interpreter only: a fork of the process runs the hooks of the interpreter that "
+        "forks, so a child would keep the sockets of the others open"
+    )
+
 if TYPE_CHECKING:
     from sharedsock.descriptors.overlapped import Operation
     from sharedsock.descriptors.selecting import Selector, select

@@ -52,6 +52,7 @@ class Receiving(SocketBase):
         Raises:
             OperationAborted: this process closed the descriptor while the call waited; no byte was taken (10004).
             NotASocket: closed before (10038). TimeoutError (10060). ConnectionResetError (10054).
+            ConnectionRefusedError: an earlier datagram was refused (10061); of all sharers the first to ask is told.
             BrokenPipeError: the socket was shut down for receiving (10058).
 
         Source: LPWSPRECV; "Closing Sockets".
