@@ -60,7 +60,7 @@ def _resolve(item: Any) -> tuple[int, KernelSocket | None]:
         NotASocket: one of ours that is closed. ValueError, TypeError: no file number.
     """
     if not isinstance(item, int):
-        descriptor = getattr(item, "_descriptor", None)
+        descriptor = item if isinstance(item, Descriptor) else getattr(item, "_descriptor", None)
         if isinstance(descriptor, Descriptor):
             kernel = transfer.require_kernel(descriptor)
             return kernel.number, kernel
@@ -80,8 +80,8 @@ def select(
 ) -> tuple[list[Any], list[Any], list[Any]]:
     """Wait until something in one of three lists is ready; return the ready ones of each, all empty if time is over.
 
-    As `select.select`, for SharedSockets, other objects with fileno(), and numbers of any size. A connection attempt
-    that failed is in the third list as well as the second (SELECT-3).
+    As `select.select`, for SharedSockets, descriptors, other objects with fileno(), and numbers of any size. A
+    connection attempt that failed is in the third list as well as the second (SELECT-3).
 
     Args:
         timeout: seconds; None waits for ever, 0 only looks.

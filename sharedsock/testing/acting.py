@@ -23,7 +23,8 @@ from multiprocessing import forkserver
 from time import monotonic
 from typing import Any, Final
 
-import sharedsock as ss
+from sharedsock.descriptors import service, table
+from sharedsock.kernel import operations
 from sharedsock.model import trace
 from sharedsock.testing.commands import COMMANDS, Belongings
 from sharedsock.testing.faults import ActorProbe
@@ -149,15 +150,15 @@ class _Actor:
         raise ValueError(f"unknown question {question!r}")
 
     def _waits(self, thread: str) -> tuple[str, ...]:
-        """Return the kinds of operation for which a thread is registered as waiting, on any socket we keep."""
+        """Return the kinds of operation for which a thread is registered as waiting, on any descriptor of ours."""
         worker = self._workers.get(thread)
         if worker is None:
             return ()
-        held = [one for one in self.has.sockets.copy().values() if isinstance(one, ss.SharedSocket)]
+        kernels = [descriptor.kernel for descriptor in table.open_descriptors()]
         return tuple(
             operation.kind
-            for one in held
-            for operation in one.pending_operations()
+            for kernel in kernels
+            for operation in operations.pending(kernel) + service.pending(kernel)
             if operation.thread_id == worker.native_id
         )
 
