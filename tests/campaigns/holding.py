@@ -1,7 +1,7 @@
-"""A process that shares, redeems, reads and closes for as long as it lives, to be killed at any moment of that.
+"""A process that shares, redeems, reads and closes for as long as it lives, or until it is told to stop.
 
 Its first descriptors it keeps; what it opens beyond them it closes again. Whatever it meets that no death of another
-holder explains goes to `trouble`.
+holder, or of the registry, explains goes to `trouble`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import signal
 import socket
 import struct
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Final
 
 import sharedsock as ss
 
-__all__ = ["Company", "hold"]
+__all__ = ["Company", "hold", "outlive"]
 
 _PID: Final = struct.Struct("i")
 _MOST: Final = 12
@@ -78,8 +81,57 @@ def hold(company: Company, index: int, seed: int, first: list[ss.SharedSocket]) 
         raise
 
 
+def outlive(
+    company: Company, index: int, seed: int, control: Connection, shared: ss.SharedSocket, echo: ss.SharedSocket
+) -> None:
+    """Do what holders do while registries die: send back what comes, meet named errors only; told so, report, go on.
+
+    Told to "stop" it does nothing more. To "settle" it redeems the tickets that still lie in its mailbox and closes
+    what it has opened, makes one call that needs a registry, and tells which errors it has met, how often, and how long
+    its longest call took. To "close" it closes the rest.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    holder = _Holder(company, index, seed, [shared], (ss.RegistryGone, ss.TicketError))
+    company.enter(index)
+    threading.Thread(target=_send_back, args=(company, echo), daemon=True).start()
+    try:
+        holder.live(lambda: not control.poll())
+        control.recv()
+        control.send(None)
+        control.recv()
+        holder.settle()
+        control.send((holder.met, holder.longest_s, shared.references(), echo.references()))
+        control.recv()
+        for one in (shared, echo):
+            one.close()
+        control.send(None)
+    except BaseException as error:
+        company.complain(f"{error!r}")
+        raise
+
+
+def _send_back(company: Company, echo: ss.SharedSocket) -> None:
+    try:
+        while True:
+            echo.sendall(echo.recv(64))
+    except ss.OperationAborted:
+        pass
+    except BaseException as error:
+        company.complain(f"the transfer: {error!r}")
+
+
 class _Holder:
-    def __init__(self, company: Company, index: int, seed: int, first: list[ss.SharedSocket]) -> None:
+    def __init__(
+        self,
+        company: Company,
+        index: int,
+        seed: int,
+        first: list[ss.SharedSocket],
+        named: tuple[type[OSError], ...] = (),
+    ) -> None:
+        self.met: Counter[str] = Counter()
+        self.longest_s = 0.0
+        self._named = named
         self._company = company
         self._mailbox = company.mailboxes[index][0]
         self._dice = random.Random(seed)
@@ -98,18 +150,40 @@ class _Holder:
             self._ask,
         )
 
-    def live(self) -> None:
-        """Act for ever."""
+    def live(self, goes_on: Callable[[], bool] = lambda: True) -> None:
+        """Act, as long as it is to go on."""
         threading.Thread(target=self._wait, daemon=True).start()
+        while goes_on():
+            began_s = time.monotonic()
+            try:
+                self._dice.choice(self._actions)()
+            except self._named as error:
+                self.met[type(error).__name__] += 1
+            self.longest_s = max(self.longest_s, time.monotonic() - began_s)
+
+    def settle(self) -> None:
+        """Redeem what lies in the mailbox, and close what was opened beyond the first descriptors."""
         while True:
-            self._dice.choice(self._actions)()
+            while self._held:
+                self._held.pop().close()
+            try:
+                info = self._mailbox.recv(4096)
+            except BlockingIOError:
+                return
+            try:
+                self._held.append(ss.fromshare(info))
+            except self._named:
+                pass
 
     def _any(self) -> ss.SharedSocket:
         return self._dice.choice([*self._first, *self._held])
 
     def _wait(self) -> None:
-        while True:
-            self._first[0].recv(1)
+        try:
+            while True:
+                self._first[0].recv(1)
+        except ss.OperationAborted:
+            pass
 
     def _share(self) -> None:
         other = self._dice.randrange(self._company.size)
