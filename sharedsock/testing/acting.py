@@ -47,12 +47,14 @@ class Billing:
         environment: variables to set, None to remove; a fork server's environment may be an old one.
         start_method: how we were started.
         parent: the process that must be our parent, if the kernel is to end us with it; None: end-of-file alone does.
+        is_watched: whether every probe point is reported from the start; else from the first fault that is armed on.
     """
 
     name: str
     environment: Mapping[str, str | None]
     start_method: str
     parent: int | None
+    is_watched: bool = True
 
 
 class _Worker(threading.Thread):
@@ -70,7 +72,7 @@ class _Worker(threading.Thread):
             try:
                 arguments, keywords = pickle.loads(body)  # from our own controller
                 outcome = COMMANDS[code](self._actor.has, *arguments, **keywords)
-            except (Exception, SystemExit) as error:  # every failure is the command's outcome; the thread lives on
+            except BaseException as error:  # every failure, Ctrl-C too, is the command's outcome; the thread lives on
                 outcome = from_error(error)
             self._actor.finish(number, outcome, began_s, monotonic())
             # Nothing of the last command may be kept alive while we wait for the next one.
@@ -88,6 +90,8 @@ class _Actor:
         self._workers: dict[str, _Worker] = {}
         self.has = Belongings(billing.name, self._report)
         self.probe = ActorProbe(self._backlog.post)
+        if billing.is_watched:
+            trace.hook = self.probe
         # A child of ours must not hold our end: the controller would wait for two deaths to see one.
         os.register_at_fork(after_in_child=self._forget_pipe)
 
@@ -140,6 +144,7 @@ class _Actor:
     def _answer(self, question: str, details: list[Any]) -> Any:
         match question, details:
             case "arm", [fault_number, fault]:
+                trace.hook = self.probe
                 return self.probe.arm(fault_number, fault)
             case "disarm", [fault_number]:
                 return self.probe.disarm(fault_number)
@@ -206,7 +211,6 @@ def serve(pipe: socket.socket, billing: Billing) -> None:
     if run is not None and run.has_directory:
         enroll(run.directory, f"actor {billing.name}")
     actor = _Actor(pipe, billing)
-    trace.hook = actor.probe
     if actor.run():
         for held in actor.has.sockets.values():
             held.close()

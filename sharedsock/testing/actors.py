@@ -49,7 +49,9 @@ os.register_at_fork(after_in_child=_close_our_ends)
 class Actor:
     """One process of a company, as its controller sees it."""
 
-    def __init__(self, name: str, method: str, environment: dict[str, str | None], timeout_s: float) -> None:
+    def __init__(
+        self, name: str, method: str, environment: dict[str, str | None], timeout_s: float, is_watched: bool = True
+    ) -> None:
         self.name = name
         self.start_method = method
         self.timeout_s = timeout_s
@@ -64,7 +66,7 @@ class Actor:
         _our_ends.add(self._pipe)
         self._reader = Reader(self._pipe)
         try:
-            self._process: Running = launch(name, self._pipe, theirs, method, environment)
+            self._process: Running = launch(name, self._pipe, theirs, method, environment, is_watched)
         except BaseException:
             self._pipe.close()
             raise

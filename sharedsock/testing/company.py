@@ -40,6 +40,8 @@ class Actors:
             it is always "exec", as a daemonic process may have no children through multiprocessing.
         environment: variables the actors get; None removes one.
         timeout_s: seconds a wait for an actor takes at most, unless it says otherwise.
+        is_watched: whether actors report every probe point they pass. False: they run as processes without us do, on
+            the fast paths too, until a hold or a fault is asked for; `events` are outcomes only up to then.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Actors:
         *,
         environment: Mapping[str, str | None] | None = None,
         timeout_s: float = _TIMEOUT_S,
+        is_watched: bool = True,
     ) -> None:
+        self.is_watched = is_watched
         self.start_method = usable_start_method(start_method)
         self.timeout_s = timeout_s
         self._environment = dict(environment or {})
@@ -81,7 +85,7 @@ class Actors:
         for name in names:
             if name in self._all:
                 raise ValueError(f"there is an actor {name!r} already")
-            self._all[name] = Actor(name, self.start_method, self._environment, self.timeout_s)
+            self._all[name] = Actor(name, self.start_method, self._environment, self.timeout_s, self.is_watched)
         started = tuple(self._all[name] for name in names)
         for actor in started:
             actor.wait_ready()

@@ -146,13 +146,18 @@ def start_helpers(method: str) -> None:
 
 
 def launch(
-    name: str, ours: socket.socket, theirs: socket.socket, method: str, environment: dict[str, str | None]
+    name: str,
+    ours: socket.socket,
+    theirs: socket.socket,
+    method: str,
+    environment: dict[str, str | None],
+    is_watched: bool,
 ) -> Running:
     """Start the process of an actor; `theirs` is its end of the pipe, which the caller closes here afterwards."""
     # The kernel's "die with your parent" means the thread that started the process, and only the main one lasts.
     has_lasting_parent = threading.current_thread() is threading.main_thread()
     parent = os.getpid() if has_lasting_parent and method != "forkserver" else None
-    billing = Billing(name, environment, method, parent)
+    billing = Billing(name, environment, method, parent, is_watched)
     if method == "exec":
         running = Running(_Subprocess(_start_plain(theirs)))
         ours.sendall(encode((billing,)))

@@ -22,9 +22,10 @@ from tests.descriptors import kinds
 ON = "socket"
 
 
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
+@pytest.fixture(scope="module", params=[True, False], ids=["watched", "unwatched"])
+def company(request: pytest.FixtureRequest) -> Iterator[tuple[Actor, Actor]]:
+    """Unwatched, they take the fast paths, which a probe keeps them from."""
+    with Actors("fork", is_watched=request.param) as actors:
         a, b = actors.start("A", "B")
         yield a, b
 

@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 
+from sharedsock.model import trace
 from sharedsock.testing import Aborted, ActorDied, ActorRaised, Actors, ActorTimeout, Raised, Received, Returned
+from sharedsock.testing.commands import Belongings
 from sharedsock.testing.launch import START_METHODS
 from sharedsock.testing.observation import files, thread_facts
+from tests.testing.conftest import Pair
 
 _WITHIN_S = 10.0
 
@@ -246,3 +249,51 @@ def test_actors_get_the_environment_they_are_to_have(monkeypatch: pytest.MonkeyP
         (actor,) = actors.start("a")
         found = [actor.call(os.getenv, name) for name in ("SHAREDSOCK_OF_TEST", "SHAREDSOCK_GONE", "OTHER")]
     assert found == ["inherited", None, "given"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_whatever_a_command_raises_is_its_outcome_and_the_thread_lives_on(
+    error: type[BaseException], actors: Actors, pair: Pair
+) -> None:
+    (a,) = actors.share(pair.local, count=1)
+    a.raise_at("op.enter", error, thread="main")
+    raised = a.thread("main").recv(1).outcome()
+    assert isinstance(raised, Raised)
+    assert raised.type == error.__name__
+    pair.peer.sendall(b"x")
+    assert a.recv(1) == b"x"
+
+
+def _has_hook() -> bool:
+    return trace.hook is not None
+
+
+def _converses(has: Belongings) -> bool:
+    return has.shared("socket")._talk is not None
+
+
+def test_an_unwatched_actor_takes_the_fast_paths_until_it_is_held(pair: Pair) -> None:
+    """CLOSE-20 in a conversation, which a probe would keep it from."""
+    with Actors("fork", is_watched=False) as actors:
+        a, b = actors.share(pair.local, count=2)
+        assert not a.call(_has_hook)
+        for _ in range(3):
+            reading = a.thread("reader").recv(16)
+            a.wait_until_blocked("reader")
+            pair.peer.sendall(b"x")
+            assert reading.value() == b"x"
+        assert a.do("call_with", _converses)
+        reading, other = a.thread("reader").recv(16), b.thread("reader").recv(16)
+        a.wait_until_blocked("reader")
+        b.wait_until_blocked("reader")
+        a.close()
+        assert reading.outcome() == Aborted(10004)
+        pair.peer.sendall(b"still here")
+        assert other.value() == b"still here"
+        with b.hold_at("op.enter") as held:
+            reading = b.thread("reader").recv(1)
+            held.wait_reached()
+            assert b.call(_has_hook)
+        pair.peer.sendall(b"y")
+        assert reading.value() == b"y"
+        assert any(event.kind == "op.enter" for event in b.events)
