@@ -81,8 +81,7 @@ def settle(descriptor: Descriptor, kernel: KernelSocket, error: OSError) -> OSEr
     """Return the error a caller gets for what a kernel call raised."""
     if isinstance(error, SharedSocketError):
         return error
-    if error.errno == errno.EBADF and kernel.aborted is not None:
-        # A call between look-up and system call met the dead file.
+    if kernel.is_buried:  # a call between look-up and system call met the dead file
         return NotASocket(f"descriptor {descriptor.id} was closed by {kernel.aborted} while the call began")
     if isinstance(error, TimeoutError) and error.errno is None:
         error.winerror = WSAETIMEDOUT  # type: ignore[attr-defined]  # typeshed: Windows only

@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -210,9 +211,12 @@ def lose_end_close() -> None:
 def test_a_registry_that_cannot_be_reached_is_10050_and_leaves_the_socket_as_it_was(
     why: str, own: Own, bounds: Any
 ) -> None:
-    with kinds.pair_of("tcp4") as pair, pytest.MonkeyPatch.context() as monkeypatch:
+    with kinds.pair_of("tcp4") as pair, pytest.MonkeyPatch.context() as monkeypatch, ExitStack() as gone:
         if why == "nobody there":
-            monkeypatch.setattr(connect, "_current", [])
+            # The list itself stays: handles of other fixtures take themselves out of it when they end.
+            current = connect._current.copy()
+            connect._current.clear()
+            gone.callback(connect._current.extend, current)
             monkeypatch.setenv(connect.REGISTRY_VARIABLE, "/nonexistent/sharedsock-none")
         else:
             own.kill()

@@ -172,8 +172,8 @@ def test_a_killed_worker_leaves_nothing_and_disturbs_nobody(count: int, tmp_path
     removed = ("PYTEST_", "SHAREDSOCK_")
     variables = {name: value for name, value in os.environ.items() if not name.startswith(removed)}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", f"-n{count}", "-pno:cacheprovider", f"--rootdir={tmp_path}", tmp_path],
-        env=variables | {"XDG_RUNTIME_DIR": str(runtime), "SEEN": str(seen)},
+        [sys.executable, "-m", "pytest", "-q", "-p", "xdist", f"-n{count}", f"--rootdir={tmp_path}", tmp_path],
+        env=variables | {"XDG_RUNTIME_DIR": str(runtime), "SEEN": str(seen), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         timeout=100,
