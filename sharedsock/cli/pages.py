@@ -218,10 +218,9 @@ class _Widths:
         what = max((len(finding.what) for finding in findings), default=7)
         observed = max((len(finding.observed) for finding in findings), default=8)
         if what + observed > rest:
-            # About as many lines as a column's text is times as long as the column.
+
             def lines(what: int) -> int:
-                tall = (max(-(-len(one.what) // what), -(-len(one.observed) // (rest - what))) for one in findings)
-                return sum(tall)
+                return sum(_height(one.what, what, one.observed, rest - what) for one in findings)
 
             what = min(range(12, rest - 12), key=lines)
             observed = rest - what
@@ -265,6 +264,11 @@ class _Widths:
                 observed[place] if place < len(observed) else "",
                 *(once if place == 0 else ("", "", "")),
             )
+
+
+def _height(what: str, what_columns: int, observed: str, observed_columns: int) -> int:
+    """Return how many lines two texts side by side take."""
+    return max(len(textwrap.wrap(what, what_columns)), len(textwrap.wrap(observed, observed_columns)))
 
 
 def _time(seconds: float | None) -> str:

@@ -124,7 +124,8 @@ def _close_at_once(stage: Stage, name: str, queued: Queued) -> None:
     else:
         still = stage.peer.do("call_with", player.unread, STREAM)
     seen = f"at once, {size(still)} still {'unsent' if stage.transport.is_tcp else 'unread'}"
-    stage.expect("the last close returns", seen, "LINGER-2", still > 0, _took_s(closing), T_ABORT)
+    rule = "LINGER-2" if stage.options.linger == "off" else "CLOSE-1"
+    stage.expect("the last close returns", seen, rule, still > 0, _took_s(closing), T_ABORT)
     _expect_everything_then_fin(stage, queued)
 
 
