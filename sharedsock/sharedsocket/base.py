@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["PlainSocket", "SocketBase", "timeout_of"]
 
-PlainSocket: Final = socket.socket  # who tests or blocks sockets may put another class into the module, even ours
+if TYPE_CHECKING:
+    PlainSocket = socket.socket
+else:
+    # The stdlib's own class: who tests or blocks sockets puts another one into the module, even ours, and may have done
+    # so before we are imported. Whatever stands there is a subclass of it.
+    PlainSocket: Final = next(kind for kind in socket.socket.__mro__ if kind.__module__ == "socket")
 
 
-class SocketBase(socket.socket):
+class SocketBase(PlainSocket):
     """A `socket.socket` whose C part never has a number: all work goes through the descriptor.
 
     Attributes:
