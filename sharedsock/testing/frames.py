@@ -20,7 +20,8 @@ from typing import Any, Final
 
 __all__ = ["Backlog", "Reader", "encode", "pipe_pair", "plain_socket", "wait_readable"]
 
-_Plain: Final = socket.socket
+# The stdlib's own class, also where somebody has put another one in its place before we are imported.
+_Plain: Final[Any] = next(kind for kind in socket.socket.__mro__ if kind.__module__ == "socket")
 _LENGTH: Final = struct.Struct("!I")
 _CHUNK: Final = 1 << 16
 
@@ -43,7 +44,8 @@ def pipe_pair() -> tuple[socket.socket, socket.socket]:
 
 def plain_socket(number: int) -> socket.socket:
     """Return a plain socket on a number, also where a test has replaced socket.socket."""
-    return _Plain(fileno=number)
+    made: socket.socket = _Plain(fileno=number)
+    return made
 
 
 class Reader:

@@ -277,9 +277,11 @@ def main() -> None:
     """Be the warden. Arguments: the run's directory, the listener's number, the terminal's, the hang timeout."""
     directory, listener, terminal, hang_timeout_s = sys.argv[1:5]
     os.environ["SHAREDSOCK_RUN"] = directory
+    from sharedsock.testing.frames import plain_socket
+
     run = current_run()
     assert run is not None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    with socket.socket(fileno=int(listener)) as listening:
+    with plain_socket(int(listener)) as listening:
         _Warden(run, listening, int(terminal), float(hang_timeout_s)).watch()
