@@ -35,6 +35,7 @@ def inside(body: Body) -> Iterator[tuple[int, Any]]:
     report, told = os.pipe()
     middle = os.fork()
     if middle == 0:
+        near.close()  # else nobody sees its end
         _found_a_namespace(body, far, told)
     far.close()
     os.close(told)
