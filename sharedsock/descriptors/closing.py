@@ -82,7 +82,8 @@ def close(
         closing.drain()
         closing.bury()
         closing.ask()
-        closing.linger(may_wait, is_hard, on_wait)
+        # Whoever may be refused never waits: what is unsent by now goes in the background.
+        closing.linger(may_wait and not may_refuse, is_hard, on_wait)
         closing.drop()
         closing.end()
     except BaseException:
@@ -192,6 +193,8 @@ class _Closing:
         """
         descriptor = self._descriptor
         if not self._linger_s() or not lingering.has_unsent(descriptor.kernel):
+            return
+        if self._is_disconnecting():
             return
         self.ask()
         if not self.is_last or not lingering.has_unsent(descriptor.kernel):
@@ -324,6 +327,12 @@ class _Closing:
         if descriptor.client is not None and self._owes:
             table.abandon(descriptor.client, descriptor.id)
             table.flush_abandoned()
+
+    def _is_disconnecting(self) -> bool:
+        """Whether a sharer has shut the socket down for sending: then a close need not begin to wait (LINGER-5)."""
+        with suppress(RegistryGone):  # no page here, and nobody to ask
+            return options.common(self._descriptor).shut_send
+        return self._descriptor.local.shut_send
 
     def _linger_s(self) -> int | None:
         """Return the linger option as it stands now, for all sharers."""
