@@ -115,7 +115,7 @@ def wait_once_or_with_hook(descriptor: Descriptor, attempt: Callable[[float | No
             try:
                 return attempt(0.0 if call.is_cancelled else timeout_s)
             except (BlockingIOError, TimeoutError) as error:
-                if error.errno not in (None, errno.EAGAIN):
+                if error.errno not in (None, errno.EAGAIN, errno.EINPROGRESS):
                     raise
             # Whatever was done before the cancellation was seen has counted: the last try came after it (CANCEL-5).
             if call.is_cancelled:
