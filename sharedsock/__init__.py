@@ -7,7 +7,6 @@ process has closed it; only then does linger decide how it ends.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Final
 
 if sys.platform == "win32":
     raise ImportError("sharedsock brings Winsock's close contract to POSIX; on Windows, socket.share() is native")
@@ -37,7 +36,10 @@ if _is_subinterpreter():
         "forks, so a child would keep the sockets of the others open"
     )
 
+TYPE_CHECKING = False  # a type checker takes it for true; typing itself takes longer to import than socket
 if TYPE_CHECKING:
+    from typing import Any, Final
+
     from sharedsock.descriptors.overlapped import Operation
     from sharedsock.descriptors.selecting import Selector, select
     from sharedsock.model.errors import (

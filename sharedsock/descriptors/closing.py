@@ -2,7 +2,7 @@
 
     1 begin      once per descriptor; a second close finds it begun and does nothing
     2 ask        only where the close may be refused: begin-close first, and its answer binds
-    3 abort      mark, unregister, wake: this process's operations end. Local, never waits for the registry
+    3 abort      mark, wake, unregister: this process's operations end. Local, never waits for the registry
     4 drain      every registered waiter has left
     5 bury       keep the real file, dead file over the number: our reference to the socket is the kept file now
     6 begin-close   the registry tells whether this is the last reference
@@ -216,7 +216,6 @@ class _Closing:
         assert kernel is not None, "begin() has said yes"
         closed_by = f"{threading.current_thread().name} ({calling_place()})"
         self._descriptor.swap_for_closed(closed_by)
-        table.leave(self._descriptor)
         if trace.hook is not None:
             trace.hit("close.marked", descriptor=self._descriptor.id)
         sockets.abort(kernel, closed_by)
@@ -227,6 +226,7 @@ class _Closing:
         """Step 4: wait until every waiter has left; a call that is not a waiter meets the dead file."""
         assert self._kernel is not None, "begin() has said yes"
         sockets.wait_drained(self._kernel)
+        table.leave(self._descriptor)  # not before: whatever stands between the wake and this wait is felt by waiters
         if trace.hook is not None:
             trace.hit("close.drained", descriptor=self._descriptor.id)
 

@@ -17,6 +17,7 @@ from time import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from sharedsock.kernel import numbers, sockets, system
+from sharedsock.kernel.conversation import SILENT
 from sharedsock.model.errors import ForkedDescriptor, NotASocket
 from sharedsock.model.identity import DescriptorFacts, DescriptorId, SocketFacts, SocketId
 from sharedsock.registry.page import CommonState
@@ -52,7 +53,11 @@ def _calling_frame() -> tuple[str, int, str]:
 
 def calling_place() -> str:
     """Return "file:line in function" of the innermost caller outside this package."""
-    return "{}:{} in {}".format(*_calling_frame())
+    return _in_words(_calling_frame())
+
+
+def _in_words(place: tuple[str, int, str]) -> str:
+    return "{}:{} in {}".format(*place)
 
 
 class Face(Protocol):
@@ -60,7 +65,7 @@ class Face(Protocol):
 
     _calm: Flag
     _kernel: KernelSocket
-    _talk: Conversation | None
+    _talk: Conversation
 
 
 class Descriptor:
@@ -122,12 +127,12 @@ class Descriptor:
         self._face = weakref.ref(face)
         face._calm = self.calm
         face._kernel = self.kernel
-        face._talk = None
+        face._talk = SILENT
 
     @property
     def opened_at(self) -> str:
         """The place of user code that opened it, "file:line in function"."""
-        return "{}:{} in {}".format(*self._place)
+        return _in_words(self._place)
 
     @property
     def is_closed(self) -> bool:
@@ -147,11 +152,12 @@ class Descriptor:
     def swap_for_closed(self, closed_by: str) -> KernelSocket:
         """Make every later use fail with `NotASocket`; return the kernel socket that was there."""
         kernel = self.kernel
-        identity, place = self.id, self.opened_at
+        identity, place = self.id, self._place  # put into words when somebody asks: a close has threads to wake
 
         def refuse() -> OSError:
+            opened_at = _in_words(place)
             return NotASocket(
-                f"descriptor {identity} of process {os.getpid()}, opened at {place}, was closed by {closed_by}; "
+                f"descriptor {identity} of process {os.getpid()}, opened at {opened_at}, was closed by {closed_by}; "
                 "open or redeem another one",
                 descriptor=identity,
                 closed_by=closed_by,
@@ -183,7 +189,7 @@ class Descriptor:
         face = None if self._face is None else self._face()
         if face is not None:
             face._kernel = self.kernel
-            face._talk = None
+            face._talk = SILENT
 
 
 _PRISTINE: Final = CommonState()

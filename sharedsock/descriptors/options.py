@@ -13,7 +13,7 @@ import struct
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from sharedsock.kernel import numbers, system
+from sharedsock.kernel import conversation, numbers, system
 from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
 from sharedsock.model.winsock import WSAECONNRESET
 from sharedsock.registry.page import CommonState
@@ -164,6 +164,7 @@ def shut_down(descriptor: Descriptor, how: int, shutdown: Callable[[int], object
     if how != socket.SHUT_WR:
         # The kernel goes on handing out what had arrived. Off the fast path each receive looks at the record.
         numbers.calm[kernel.slot] = 0
+        conversation.end(kernel)
 
 
 def verdict_on_empty(descriptor: Descriptor) -> None:

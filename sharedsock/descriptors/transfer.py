@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from sharedsock.descriptors import options, table
 from sharedsock.descriptors.descriptor import Descriptor
-from sharedsock.kernel import numbers, operations, sockets
-from sharedsock.kernel.conversation import Conversation
+from sharedsock.kernel import conversation, numbers, operations, sockets
+from sharedsock.kernel.conversation import SILENT, Conversation
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.waker import Waker
@@ -50,8 +50,6 @@ C = TypeVar("C")
 # The timeout of a call that has none of its own: the descriptor's, whatever it is by then.
 OWN_TIMEOUT: Final = -1.0
 _SENDFILE_BLOCK: Final = 1 << 30
-# A conversation keeps what it received last until it receives again.
-_LONGEST_SAYING: Final = 1 << 16
 
 
 class Kept(NamedTuple):
@@ -135,16 +133,18 @@ def receive(
         raise settle(descriptor, kernel, error) from None
 
 
-def converse(descriptor: Descriptor, bufsize: int, flags: int) -> Conversation | None:
-    """Return a conversation for receives like the last one, if that had to wait and nothing is special about it."""
-    kernel = descriptor.kernel
-    if descriptor.timeout_s is not None or bufsize > _LONGEST_SAYING or descriptor.local.shut_receive:
-        return None
-    try:
-        wait_set = kernel.sets[READ] if kernel.streak else None
-    except NotASocket:  # closed meanwhile
-        return None
-    return None if wait_set is None else Conversation(kernel, wait_set, bufsize, flags, Kept)
+def converse(descriptor: Descriptor, bufsize: int, flags: int) -> Conversation:
+    """Return a conversation of receives like the last one, if that may be; else `SILENT`."""
+    kernel, timeout_s = descriptor.kernel, descriptor.timeout_s
+    if kernel.aborted is not None:
+        return SILENT
+    talk = conversation.begin(kernel, bufsize, flags, timeout_s)
+    if talk is not SILENT:
+        client = descriptor.client
+        state = descriptor.local if client is None else client.common(descriptor.slot)
+        if state.shut_receive or descriptor.timeout_s != timeout_s:
+            talk.silence()
+    return talk
 
 
 def _take_kept(descriptor: Descriptor, kernel: KernelSocket, limit: int, flags: int) -> Kept | None:

@@ -67,11 +67,19 @@ _SPIN_S: Final = 0.0002
 
 
 def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:
-    """Return the operations of this process that wait on the socket now."""
+    """Return the operations of this process that wait on the socket now.
+
+    The first look at a conversation says since when it may have waited at most: at most 64 receives ago, which were
+    quick when it began. Later looks are exact.
+    """
     threads = {thread.ident: thread for thread in threading.enumerate()}
     epoch_s = time() - monotonic()
     rows = []
-    for kind, since_s, ident, *_ in tuple(kernel.waiters.values()):
+    waiters = [tuple(waiter[:_TAKEN]) for waiter in tuple(kernel.waiters.values())]
+    if kernel.talk is not None and (inside := kernel.talk.thread_inside()):
+        waiters.append(("recv", kernel.talk.since_s, inside))
+        kernel.talk.silence()  # a socket that is looked at has its receives timed one by one
+    for kind, since_s, ident in waiters:
         thread = threads.get(ident)
         name, native_id = ("", 0) if thread is None else (thread.name, thread.native_id or 0)
         rows.append(PendingOperation(name, native_id, kind, epoch_s + since_s))
@@ -192,6 +200,8 @@ def keep_for_next(kernel: KernelSocket, taken: Any) -> None:
     """Keep what an interrupted call had taken, and send the next call the way that looks for it."""
     kernel.kept.append(taken)
     numbers.calm[kernel.slot] = 0
+    if kernel.talk is not None:
+        kernel.talk.silence()
 
 
 def tell_closers(kernel: KernelSocket) -> None:
@@ -204,6 +214,8 @@ def tell_closers(kernel: KernelSocket) -> None:
 def note_streak(kernel: KernelSocket, has_waited: bool) -> None:
     """Remember whether receiving had to wait; while it did not, or when a probe is due, the fast path is open."""
     kernel.streak = kernel.streak % PROBE_EVERY + 1 if has_waited else 0
+    if kernel.streak == 1:
+        kernel.streak_s = monotonic()
     if 0 < kernel.streak < PROBE_EVERY:
         numbers.calm[kernel.slot] = 0
         return

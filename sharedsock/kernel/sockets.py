@@ -22,6 +22,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from sharedsock.kernel import numbers, system, waiting
+from sharedsock.kernel.conversation import BUSY
 from sharedsock.kernel.operations import THREAD
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
@@ -29,6 +30,7 @@ from sharedsock.model import trace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sharedsock.kernel.conversation import Conversation
     from sharedsock.kernel.operations import Waiter
     from sharedsock.kernel.waiting import WaitSet
 
@@ -76,7 +78,8 @@ class KernelSocket(_socket.socket):
         closers: who waits for the waiters to leave: a queue to be told on, and how many waiters are his own.
         kept: what an interrupted call had already taken; the next call of that direction returns it (rule 3).
         sets: the wait set of each direction, READ and WRITE; None until somebody waits.
-        streak: receives in a row that had to wait, from one probe to the next.
+        streak: receives in a row that had to wait, from one probe to the next; the first of them ended at `streak_s`.
+        talk: the conversation that receives have become; None if they never have, or once buried.
     """
 
     __slots__ = (
@@ -89,6 +92,8 @@ class KernelSocket(_socket.socket):
         "sets",
         "slot",
         "streak",
+        "streak_s",
+        "talk",
         "waiters",
         "waker",
     )
@@ -124,6 +129,8 @@ class KernelSocket(_socket.socket):
             self.sets: list[WaitSet | None] = [None, None]
             self.kept: list[Any] = []
             self.streak = 0
+            self.streak_s = 0.0
+            self.talk: Conversation | None = None
         except BaseException:
             if waker is None and hasattr(self, "waker"):
                 del self.waker  # now, not when the traceback that holds us is dropped
@@ -154,7 +161,7 @@ class KernelSocket(_socket.socket):
 class ClosedKernel:
     """What stands where a kernel socket stood: every method raises what `refuse` builds."""
 
-    __slots__ = ("_refuse", "aborted", "number", "slot", "waiters")
+    __slots__ = ("_refuse", "aborted", "number", "slot", "talk", "waiters")
 
     def __init__(self, refuse: Callable[[], OSError], closed_by: str) -> None:
         self._refuse = refuse
@@ -162,6 +169,7 @@ class ClosedKernel:
         self.slot = numbers.NEVER_CALM
         self.aborted = closed_by
         self.waiters: dict[int, Waiter] = {}
+        self.talk = None
 
     def raise_refusal(self) -> NoReturn:
         """Raise the error every use of this descriptor gets."""
@@ -237,7 +245,7 @@ def close_stray(number: int, cookie: int) -> None:
 
 
 def abort(kernel: KernelSocket, closed_by: str) -> None:
-    """End this process's operations on the socket: mark, take the number out of the sets, wake. Never waits.
+    """End this process's operations on the socket: mark, wake, take the number out of the sets. Never waits.
 
     Aborting twice, from two threads or on top of oneself, is aborting once; each caller may then wait and bury.
     Other processes: unaffected; there is no shutdown(), no signal, no byte.
@@ -249,10 +257,14 @@ def abort(kernel: KernelSocket, closed_by: str) -> None:
     if kernel.aborted is None:
         kernel.aborted = closed_by
     numbers.calm[kernel.slot] = 0
+    if kernel.talk is not None:
+        kernel.talk.silence()
     if numbers.is_forked() or kernel.era != numbers.current_era():
         return  # a forked child: sets and waker are the parent's, and its threads wait on them
-    waiting.unregister(kernel)
+    # Woken first: they need the interpreter, which we keep until we wait for them to leave. Out of the sets before the
+    # number stops being the socket is early enough (rule 6): who leaves takes nothing, whatever his set reports.
     kernel.waker.signal()
+    waiting.unregister(kernel)
 
 
 def wait_drained(kernel: KernelSocket) -> None:
@@ -262,7 +274,9 @@ def wait_drained(kernel: KernelSocket) -> None:
     handler returns, and meets the mark before it tries again.
     """
     assert kernel.aborted is not None, "abort() comes first"
-    if not kernel.waiters:
+    talk = kernel.talk
+    talk = talk if talk is not None and talk.has_another_inside() else None
+    if not kernel.waiters and talk is None:
         return
     me = get_ident()
     own_count = sum(waiter[THREAD] == me for waiter in tuple(kernel.waiters.values()))
@@ -272,7 +286,7 @@ def wait_drained(kernel: KernelSocket) -> None:
     closer = told, own_count
     kernel.closers.append(closer)
     try:
-        while len(kernel.waiters) > own_count:
+        while len(kernel.waiters) > own_count or (talk is not None and talk.size == BUSY):
             told.get()
     finally:
         kernel.closers.remove(closer)
@@ -317,6 +331,7 @@ def keep_and_bury(kernel: KernelSocket, keep: bool, into: list[int] | None = Non
             kernel.is_buried = False
             raise
         kernel.sets[:] = None, None  # whoever still waits in one holds it
+        kernel.talk = None
         return kept[0] if kept else None
 
 
@@ -326,6 +341,7 @@ def let_go(kernel: KernelSocket) -> int:
         numbers.disown(kernel.number, kernel.era)
         kernel.is_buried = True
         kernel.sets[:] = None, None
+        kernel.talk = None
         kernel.number = -1
         return kernel.detach()
 

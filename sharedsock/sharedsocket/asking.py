@@ -44,7 +44,6 @@ class Asking(SocketBase):
         Source: LPWSPSHUTDOWN.
         """
         transfer.require_kernel(self._descriptor)
-        self._talk = None
         options.shut_down(self._descriptor, how, lambda how: self._call("shutdown", how))
 
     def getsockname(self) -> Any:

@@ -33,7 +33,7 @@ class SocketBase(PlainSocket):
     Attributes:
         _descriptor: this process's handle; another one in a forked child that was handed the socket.
         _calm, _kernel: of the descriptor, one look-up nearer; it keeps them true.
-        _talk: the conversation that receives have become, if they have.
+        _talk: the conversation that receives have become; `SILENT` if they have not.
     """
 
     __slots__ = ("_calm", "_descriptor", "_kernel", "_talk")
@@ -41,7 +41,7 @@ class SocketBase(PlainSocket):
     _calm: Flag
     _descriptor: Descriptor
     _kernel: KernelSocket
-    _talk: Conversation | None
+    _talk: Conversation
     _io_refs: int  # these two are slots of the stdlib's
     _closed: bool
 

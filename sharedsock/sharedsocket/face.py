@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sharedsock.descriptors import closing, options, service, sharing, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
-from sharedsock.kernel import operations, sockets
+from sharedsock.kernel import conversation, operations, sockets
 from sharedsock.model import trace
 from sharedsock.model.errors import with_winerror
 from sharedsock.sharedsocket.asking import Asking
@@ -291,9 +291,9 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
             if value > _NEVER_S:
                 raise OverflowError("timeout too long: None waits for ever")
             value = min(value, _LONGEST_S)
-        transfer.require_kernel(self._descriptor)
+        kernel = transfer.require_kernel(self._descriptor)
         self._descriptor.timeout_s = value
-        self._talk = None  # a conversation has no timeout
+        conversation.end(kernel)
 
     def gettimeout(self) -> float | None:
         """Return the timeout of this descriptor in seconds."""

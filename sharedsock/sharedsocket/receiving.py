@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.descriptors import options, transfer
 from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept
+from sharedsock.kernel.conversation import BUSY, faces
+from sharedsock.kernel.numbers import here
 from sharedsock.kernel.system import DONTWAIT
+from sharedsock.model import trace
 from sharedsock.sharedsocket.base import SocketBase, timeout_of
 
 if TYPE_CHECKING:
@@ -57,8 +60,8 @@ class Receiving(SocketBase):
 
         Source: LPWSPRECV; "Closing Sockets".
         """
-        # The two hot paths, each line measured: data is ready (a frame and a system call), and a conversation, where
-        # each receive waits (two frames). All that is rare goes on in _receive.
+        # The two hot paths, each line measured: data is ready, and a conversation, where each receive waits. Both are
+        # one frame; all that is rare goes on in _receive.
         if flags is _UNFLAGGED:
             try:
                 if self._calm:
@@ -67,23 +70,42 @@ class Receiving(SocketBase):
                         return data
                     return self._empty(data, bufsize)
                 talk = self._talk
-                if talk is not None and talk.bufsize == bufsize:
-                    said = talk.receive()
-                    if said is not None:
-                        return said or self._empty(said, bufsize)
+                if talk.size == bufsize and here and trace.hook is None:
+                    try:
+                        talk.size = BUSY
+                        wait = talk.wait
+                        wait()
+                        if talk.kernel.aborted is not None:
+                            raise talk.aborted()
+                        talk.size = talk.next
+                    except BaseException:
+                        talk.leave()
+                        raise
+                    try:
+                        for data in talk.arrivals:
+                            if data:
+                                return data
+                            return self._empty(data, bufsize)
+                        data = talk.renew()
+                    except BlockingIOError:  # another thread or process was faster
+                        wait = None  # type: ignore[assignment]  # says that we wait elsewhere
+                        return self._receive(bufsize, flags, True, talk.left_s())
+                    return data or self._empty(data, bufsize)
             except BlockingIOError:
                 return self._receive(bufsize, flags, has_tried=True)
             except OSError as error:
                 raise transfer.settle(self._descriptor, self._kernel, error) from None
         return self._receive(bufsize, flags)
 
-    def _receive(self, bufsize: int, flags: int, has_tried: bool = False) -> bytes:
-        """Receive off the hot paths; where the last one had to wait, the next ones like it are a conversation."""
+    def _receive(
+        self, bufsize: int, flags: int, has_tried: bool = False, timeout_s: float | None = OWN_TIMEOUT
+    ) -> bytes:
+        """Receive off the hot paths; where the last ones had to wait, the next ones like it are a conversation."""
         descriptor = self._descriptor
-        timeout_s = OWN_TIMEOUT if flags is _UNFLAGGED else timeout_of(flags)
+        if flags is not _UNFLAGGED:
+            timeout_s = timeout_of(flags)
         arguments = (bufsize, flags | DONTWAIT)
-        talk = self._talk
-        if flags is _UNFLAGGED and (talk is None or talk.bufsize != bufsize):
+        if flags is _UNFLAGGED and not self._calm and self._talk.size != bufsize:
             # Before this one: behind it, an interrupt would lose what it took.
             self._talk = transfer.converse(descriptor, bufsize, flags)
         data: bytes = transfer.receive(
@@ -215,3 +237,6 @@ class Receiving(SocketBase):
         if not count and limit and not ancillary:
             options.verdict_on_empty(self._descriptor)
         return count, ancillary, msg_flags, address
+
+
+faces.add(Receiving.recv.__code__)

@@ -18,6 +18,13 @@ __all__ = ["Sending"]
 _SEND_FLAGS: Final = DONTWAIT | NOSIGNAL
 
 
+class _Unflagged(int):
+    """The flags of a caller who gave none; see receiving.py."""
+
+
+_UNFLAGGED: Final = _Unflagged(_SEND_FLAGS)
+
+
 class Sending(SocketBase):
     """The calls that send."""
 
@@ -46,27 +53,28 @@ class Sending(SocketBase):
             "int", transfer.send(self._descriptor, "send", "send", (data, flags | _SEND_FLAGS), has_tried=has_tried)
         )
 
-    def sendall(self, data: Any, flags: int = 0, /) -> None:
+    def sendall(self, data: Any, flags: int = _UNFLAGGED, /) -> None:
         """Send every byte.
 
         Raises:
             OperationAborted: as `send`; `.bytes_transferred` were queued before, and follow the linger rules.
         """
-        kernel = self._descriptor.kernel
         sent = 0
-        if here:
-            try:
-                sent = kernel.send(data, flags | _SEND_FLAGS)
-            except BlockingIOError as error:
-                if self._descriptor.timeout_s == 0 or flags & DONTWAIT:
-                    raise with_winerror(error) from None
-            except OSError as error:
-                raise transfer.settle(self._descriptor, kernel, error) from None
-            if data.__class__ is bytes and sent == len(data):
-                return
+        try:
+            # Half of every ping-pong: one frame, each line measured.
+            if here:
+                sent = self._kernel.send(data, flags if flags is _UNFLAGGED else flags | _SEND_FLAGS)
+                if sent == len(data) and data.__class__ is bytes:
+                    return
+        except BlockingIOError as error:
+            if self._descriptor.timeout_s == 0 or (flags is not _UNFLAGGED and flags & DONTWAIT):
+                raise with_winerror(error) from None
+        except OSError as error:
+            raise transfer.settle(self._descriptor, self._kernel, error) from None
         with memoryview(data) as whole, whole.cast("B") as view:
             if sent < len(view):
-                timeout_s = 0.0 if flags & DONTWAIT else self._descriptor.timeout_s
+                is_not_to_wait = flags is not _UNFLAGGED and flags & DONTWAIT
+                timeout_s = 0.0 if is_not_to_wait else self._descriptor.timeout_s
                 transfer.send_all(self._descriptor, view, sent, flags | _SEND_FLAGS, timeout_s)
 
     def sendto(self, data: Any, *arguments: Any) -> int:

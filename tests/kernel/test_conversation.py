@@ -1,150 +1,249 @@
-"""A conversation keeps every guarantee of `perform`: rules 1 to 3, whatever it is met by."""
+"""A conversation keeps every guarantee of `perform`: rules 1 to 3, whatever it is met by.
+
+Its path is in the frame of a face's `recv`, so the face is what is called here.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import CodeType
 
 import pytest
 
 import sharedsock as ss
-from sharedsock.kernel import conversation, operations, sockets, waiting
-from sharedsock.kernel.conversation import Conversation
-from sharedsock.kernel.operations import READ
-from sharedsock.kernel.sockets import KernelSocket
+from sharedsock.descriptors.transfer import Kept
+from sharedsock.kernel import conversation, numbers, operations, sockets
+from sharedsock.kernel.conversation import BUSY, SILENT, Conversation
 from sharedsock.kernel.system import DONTWAIT
-from sharedsock.model.errors import OperationAborted
+from sharedsock.model.errors import NotASocket, OperationAborted
 from tests.kernel import kinds, stage
-from tests.kernel.test_interrupts import STREAM, sweep
+from tests.kernel.test_interrupts import STREAM
+from tests.sweeps.interrupting import Interrupter, Places, at_signals
+
+SIZE = 3
+
+
+def talk_on(shared: ss.SharedSocket, timeout_s: float | None = None) -> Conversation:
+    """Begin a conversation of receives of SIZE bytes now, as if some had waited."""
+    kernel = shared._kernel
+    numbers.calm[kernel.slot] = 0
+    kernel.streak = 1
+    talk = kernel.talk = shared._talk = Conversation(kernel, SIZE, DONTWAIT, timeout_s)
+    return talk
 
 
 @contextmanager
-def connected() -> Iterator[tuple[KernelSocket, socket.socket]]:
-    """Connect a pair; yield its adopted end, with a wait set, and the peer."""
+def talking(timeout_s: float | None = None) -> Iterator[tuple[ss.SharedSocket, Conversation, socket.socket]]:
     pair = kinds.make_pair("tcp4")
-    kernel = kinds.adopt(pair.local)
-    waiting.set_of(kernel, READ)
-    try:
-        yield kernel, pair.peer
-    finally:
-        kinds.close(kernel)
-        pair.close()
+    with ss.SharedSocket(fileno=pair.local.detach()) as shared:
+        shared.settimeout(timeout_s)
+        yield shared, talk_on(shared, timeout_s), pair.peer
+    pair.peer.close()
 
 
-def talk_on(kernel: KernelSocket, bufsize: int) -> Conversation:
-    wait_set = kernel.sets[READ]
-    assert wait_set is not None
-    return Conversation(kernel, wait_set, bufsize, DONTWAIT, bytes)
+def meanwhile(talk: Conversation, action: Callable[[], object]) -> None:
+    """Do something in the moment the next wait has ended."""
+    wait = talk.wait
+
+    def wait_and_act() -> None:
+        talk.wait = wait
+        wait()
+        action()
+
+    talk.wait = wait_and_act
+
+
+def in_the_package(code: CodeType) -> Places | None:
+    """Where a signal is seen in our own code."""
+    return at_signals(code) if f"{os.sep}sharedsock{os.sep}" in code.co_filename else None
 
 
 @pytest.mark.fault("F-50")
-def test_whatever_instruction_an_interrupt_falls_on_the_stream_comes_out_whole() -> None:
-    with connected() as (kernel, peer):
-        talk = talk_on(kernel, 3)
+@pytest.mark.parametrize("timeout_s", [None, 5.0])
+def test_wherever_an_interrupt_can_fall_the_stream_comes_out_whole(timeout_s: float | None) -> None:
+    with talking(timeout_s) as (shared, _, peer):
         received = bytearray()
-        sent = 3
-        peer.sendall(STREAM[:3])
+        sent = 0
+        struck: list[str] = []
+
+        def prepare() -> None:
+            nonlocal sent
+            peer.sendall((STREAM * 4)[sent : sent + SIZE])
+            sent += SIZE
+            talk_on(shared, timeout_s)
 
         def receive() -> None:
-            said = talk.receive()
-            assert said is not None
-            received.extend(said)
+            data = shared.recv(SIZE)
+            received.extend(data)
 
-        struck = set()
-        for interrupt, _ in sweep(receive, Conversation.receive, operations.note_streak):
-            if interrupt.has_struck:
-                struck.add(interrupt.where)
-            assert len(kernel.kept) <= 1
-            while kernel.kept:  # what the next call of a face returns
-                received += kernel.kept.pop(0)
-            assert not kernel.waiters, interrupt.where
+        while True:
+            prepare()
+            interrupt = Interrupter(len(struck), in_the_package)
+            returned = not interrupt.run(receive)[1]
+            assert returned != interrupt.has_struck
+            talk, kernel = shared._talk, shared._kernel
+            assert talk.size != BUSY, interrupt.where
+            assert not shared.pending_operations(), interrupt.where
             if len(received) < sent:  # nothing had been taken: it is all still there
-                received += kernel.recv(3)
-            assert bytes(received) == (STREAM * 4)[:sent], interrupt.where
-            peer.sendall((STREAM * 4)[sent : sent + 3])
-            sent += 3
-        assert len(struck) > 10
-        assert kernel.recv(3) == (STREAM * 4)[sent - 3 : sent]
+                received += shared.recv(SIZE)
+            assert (bytes(received), kernel.kept) == ((STREAM * 4)[:sent], []), interrupt.where
+            if returned:
+                break
+            struck.append(interrupt.where)
+        assert len(struck) >= (2 if timeout_s is None else 4), "the start, the end of the wait"
 
 
 @pytest.mark.fault("F-38")
 @pytest.mark.rule("CLOSE-20")
-def test_a_close_ends_it_and_it_took_nothing() -> None:
-    with connected() as (kernel, peer):
-        talk = talk_on(kernel, 16)
-        call = stage.Call(talk.receive)
-        call.wait_blocked(kernel)
-        (waits,) = operations.pending(kernel)
+@pytest.mark.parametrize("timeout_s", [None, 30.0])
+def test_a_close_ends_it_and_it_took_nothing(timeout_s: float | None) -> None:
+    with talking(timeout_s) as (shared, talk, peer), shared.dup() as other:
+        call = stage.Call(shared.recv, SIZE)
+        call.wait_blocked(shared._kernel)
+        assert talk.size == BUSY
+        (waits,) = shared.pending_operations()
         assert (waits.kind, waits.thread) == ("recv", "caller")
-        with socket.socket(fileno=waiting_duplicate(kernel)) as other:
-            sockets.abort(kernel, "the test")
-            sockets.wait_drained(kernel)
-            error = call.error(OperationAborted)
-            assert (error.winerror, error.closed_by) == (10004, "the test")
-            peer.sendall(b"for another holder")
-            assert other.recv(64) == b"for another holder"
-
-
-def waiting_duplicate(kernel: KernelSocket) -> int:
-    """Return a second number on the socket, as another holder has one."""
-    with socket.fromfd(kernel.number, kernel.family, kernel.type) as twin:
-        return twin.detach()
+        shared.close()
+        assert call.error(OperationAborted).winerror == 10004
+        assert shared._talk is SILENT
+        with pytest.raises(NotASocket):
+            shared.recv(SIZE)
+        peer.sendall(b"for another holder")
+        assert other.recv(64) == b"for another holder"
 
 
 @pytest.mark.fault("F-39")
 def test_abort_and_data_at_once_leave_the_data() -> None:
     """A waiter that sees both leaves without taking."""
-    with connected() as (kernel, peer):
-        talk = talk_on(kernel, 16)
+    with talking() as (shared, talk, peer):
+        kernel = shared._kernel
         peer.sendall(b"not for us")
-        poll = talk._poll
-
-        def poll_and_abort(timeout_s: float, most: int) -> object:
-            events = poll(timeout_s, most)
-            sockets.abort(kernel, "the test")
-            return events
-
-        talk._poll = poll_and_abort
+        meanwhile(talk, lambda: sockets.abort(kernel, "the test"))
         with pytest.raises(OperationAborted):
-            talk.receive()
+            shared.recv(SIZE)
         assert kernel.recv(16) == b"not for us"
 
 
-@pytest.mark.fault("F-40")
-def test_bytes_that_another_holder_took_leave_it_to_perform() -> None:
-    with connected() as (kernel, peer):
-        talk = talk_on(kernel, 16)
-        peer.sendall(b"stolen")
-        poll = talk._poll
+@pytest.mark.fault("F-44")
+def test_a_close_just_before_the_wait_is_not_missed() -> None:
+    """The other order: marked and woken first, then the wait, which ends at once."""
+    with talking() as (shared, talk, peer):
+        kernel = shared._kernel
+        wait = talk.wait
 
-        def poll_and_steal(timeout_s: float, most: int) -> object:
-            events = poll(timeout_s, most)
-            assert kernel.recv(16) == b"stolen"
-            return events
+        def abort_and_wait() -> None:
+            sockets.abort(kernel, "the test")
+            wait()
 
-        talk._poll = poll_and_steal
-        assert talk.receive() is None
-        assert not kernel.waiters
+        talk.wait = abort_and_wait
+        peer.sendall(b"not for us")
+        with pytest.raises(OperationAborted):
+            shared.recv(SIZE)
+        assert kernel.recv(16) == b"not for us"
 
 
 @pytest.mark.fault("F-48")
-def test_a_handler_that_receives_on_top_of_it_gets_the_next_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_closer_waits_for_the_one_inside() -> None:
+    """Held between the end of its wait and its look at the mark, it keeps the closer from burying the number."""
+    with talking() as (shared, talk, peer):
+        kernel = shared._kernel
+        held, go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            held.set()
+            go.wait(stage.PATIENCE_S)
+
+        meanwhile(talk, hold)
+        receiving = stage.Call(shared.recv, SIZE)
+        peer.sendall(b"wake up")
+        assert held.wait(stage.PATIENCE_S)
+        closing = stage.Call(shared.close)
+        stage.wait_for(lambda: bool(kernel.closers), "the closer to wait")
+        assert not kernel.is_buried
+        go.set()
+        closing.outcome()
+        assert receiving.error(OperationAborted).winerror == 10004
+
+
+@pytest.mark.fault("F-48")
+def test_a_handler_that_closes_on_top_of_it_does_not_wait_for_itself() -> None:
+    with talking() as (shared, _, _):
+        before = signal.signal(signal.SIGUSR1, lambda *_: shared.close())
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def disturb() -> None:
+            stage.wait_for(lambda: bool(shared.pending_operations()), "the main thread to block")
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+        disturber = stage.Call(disturb)
+        try:
+            with pytest.raises(OperationAborted):
+                shared.recv(SIZE)
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        disturber.outcome()
+
+
+@pytest.mark.fault("F-40")
+@pytest.mark.parametrize("timeout_s", [None, 5.0])
+def test_bytes_that_another_holder_took_are_waited_for_again(timeout_s: float | None) -> None:
+    with talking(timeout_s) as (shared, talk, peer):
+        kernel = shared._kernel
+        peer.sendall(b"stolen")
+        meanwhile(talk, lambda: kernel.recv(16))
+        call = stage.Call(shared.recv, SIZE)
+        call.wait_blocked(kernel)
+        assert talk.size != BUSY, "it waits the long way"
+        peer.sendall(b"abc")
+        assert call.outcome() == b"abc"
+
+
+@pytest.mark.fault("F-40", "F-47")
+def test_a_timeout_is_one_timeout_however_often_others_are_faster() -> None:
+    with talking(0.05) as (shared, talk, peer):
+        kernel = shared._kernel
+        peer.sendall(b"stolen")
+
+        def steal_and_be_late() -> None:
+            kernel.recv(16)
+            talk.deadline_s = 0.0
+
+        meanwhile(talk, steal_and_be_late)
+        with pytest.raises(TimeoutError) as caught:
+            shared.recv(SIZE)
+        assert caught.value.winerror == 10060  # type: ignore[attr-defined]  # typeshed: Windows only
+        with pytest.raises(TimeoutError):
+            shared.recv(SIZE)
+        assert not shared.pending_operations()
+
+
+@pytest.mark.fault("F-48")
+def test_whoever_comes_second_takes_the_long_way() -> None:
+    """A second thread, while one is inside; both receive, and nobody gets the other's."""
+    with talking() as (shared, talk, peer):
+        first = stage.Call(shared.recv, SIZE, name="first")
+        stage.wait_for(lambda: talk.size == BUSY, "the first to block")
+        second = stage.Call(shared.recv, SIZE, name="second")
+        stage.wait_for(lambda: bool(shared._kernel.waiters), "the second to block")
+        assert {row.thread for row in shared.pending_operations()} == {"first", "second"}
+        peer.sendall(b"abc")
+        stage.wait_for(lambda: first.is_over or second.is_over, "one of them to receive")
+        peer.sendall(b"def")
+        assert {first.outcome(), second.outcome()} == {b"abc", b"def"}
+
+
+@pytest.mark.fault("F-48")
+def test_a_handler_that_receives_on_top_of_it_gets_the_next_bytes() -> None:
     """The handler's receive is a call of its own; the one below goes on waiting."""
-    ours, peer = ss.socketpair()
-    with ours, peer:
-        peer_sends = threading.Thread(target=lambda: peer.sendall(b"a"))
-        peer_sends.start()
-        assert ours.recv(1) == b"a"
-        peer_sends.join()
+    with talking() as (ours, _, peer):
         below: list[bytes] = []
-
-        def handler(*_: object) -> None:
-            below.append(ours.recv(1))
-
-        before = signal.signal(signal.SIGUSR1, handler)
+        before = signal.signal(signal.SIGUSR1, lambda *_: below.append(ours.recv(1)))
         main = threading.main_thread()
 
         def disturb() -> None:
@@ -158,56 +257,69 @@ def test_a_handler_that_receives_on_top_of_it_gets_the_next_bytes(monkeypatch: p
 
         disturber = stage.Call(disturb)
         try:
-            assert ours.recv(1) == b"c"
+            assert ours.recv(SIZE) == b"c"
         finally:
             signal.signal(signal.SIGUSR1, before)
         disturber.outcome()
         assert below == [b"b"]
 
 
+@pytest.mark.fault("F-50")
+def test_what_another_call_has_kept_comes_first() -> None:
+    """A conversation does not go past bytes that an interrupted call had taken."""
+    with talking() as (shared, talk, peer):
+        operations.keep_for_next(shared._kernel, Kept(b"abc"))
+        peer.sendall(b"def")
+        assert talk.size not in (SIZE, BUSY)
+        assert [shared.recv(SIZE), shared.recv(SIZE)] == [b"abc", b"def"]
+
+
+def answered(ours: ss.SharedSocket, peer: socket.socket, bufsize: int) -> bytes:
+    """Return what a receive that has to wait gives."""
+    call = stage.Call(ours.recv, bufsize)
+    stage.wait_for(lambda: ours._kernel.waiters or ours._talk.size == BUSY, "the receive to block")  # type: ignore[arg-type, return-value]
+    peer.sendall(b"xyz")
+    said: bytes = call.outcome()
+    return said
+
+
 @pytest.mark.rule("CLOSE-20")
-def test_the_face_converses_until_the_terms_change() -> None:
+def test_the_face_converses_until_the_terms_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversation, "SLOW_TURN_S", 60.0)  # these turns wait for threads to start
     ours, peer = ss.socketpair()
     with ours, peer:
-
-        def answered(bufsize: int) -> bytes:
-            call = stage.Call(ours.recv, bufsize)
-            stage.wait_for(lambda: bool(ours.pending_operations()), "the receive to block")
-            peer.sendall(b"xyz")
-            said: bytes = call.outcome()
-            return said
-
-        assert [answered(3) for _ in range(2)] == [b"xyz"] * 2, "the second receive that waits makes it one"
-        assert ours._talk is not None
-        assert [answered(3) for _ in range(40)] == [b"xyz"] * 40, "probes come between"
-        assert answered(2) == b"xy"
+        assert [answered(ours, peer, 3) for _ in range(3)] == [b"xyz"] * 3
+        assert ours._talk.size == 3
+        assert [answered(ours, peer, 3) for _ in range(140)] == [b"xyz"] * 140, "probes come between"
+        assert ours._talk.size == 3
+        assert answered(ours, peer, 2) == b"xy"
         assert ours.recv(8) == b"z"
-        assert answered(3) == b"xyz"
+        assert [answered(ours, peer, 3) for _ in range(3)] == [b"xyz"] * 3
         ours.settimeout(5)
-        assert ours._talk is None
-        assert answered(3) == b"xyz"
-        assert ours._talk is None
-        ours.settimeout(None)
-        assert answered(3) == b"xyz"
-        call = stage.Call(ours.recv, 3)
-        stage.wait_for(lambda: bool(ours.pending_operations()), "the receive to block")
-        ours.close()
-        assert call.error(OperationAborted).winerror == 10004
-        assert ours._talk is None
+        assert ours._talk.size != 3
+        assert [answered(ours, peer, 3) for _ in range(3)] == [b"xyz"] * 3
+        assert ours._talk.size == 3, "with a timeout as well"
+        ours.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            ours.recv(3)
 
 
-@pytest.mark.fault("F-48", "F-50")
-def test_a_handler_that_receives_before_it_is_registered_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the last place where a signal is looked for: the handler's bytes are the handler's, ours come after them."""
-    with connected() as (kernel, peer):
-        talk = talk_on(kernel, 3)
-        peer.sendall(b"abcdef")
-        handled: list[bytes | None] = []
+def test_when_data_is_there_before_the_wait_receives_try_first_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with talking() as (shared, talk, peer):
+        peer.sendall(STREAM[: 66 * SIZE])
+        assert b"".join(shared.recv(SIZE) for _ in range(66)) == STREAM[: 66 * SIZE]
+        assert talk.size not in (SIZE, BUSY)
+        assert shared._calm
 
-        def clock_and_handler() -> float:
-            monkeypatch.undo()
-            handled.append(talk.receive())
-            return 0.0
 
-        monkeypatch.setattr(conversation, "monotonic", clock_and_handler)
-        assert (talk.receive(), handled) == (b"def", [b"abc"])
+def test_slow_turns_are_no_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their times are told exactly, and what a conversation saves is nothing to them."""
+    monkeypatch.setattr(conversation, "SLOW_TURN_S", 0.0)
+    ours, peer = ss.socketpair()
+    with ours, peer:
+        assert [answered(ours, peer, 3) for _ in range(5)] == [b"xyz"] * 5
+        assert ours._talk is SILENT
+        talk = talk_on(ours)
+        peer.sendall(STREAM[: 65 * SIZE])
+        assert b"".join(ours.recv(SIZE) for _ in range(65)) == STREAM[: 65 * SIZE]
+        assert talk.size not in (SIZE, BUSY)
