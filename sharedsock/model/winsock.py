@@ -46,6 +46,7 @@ __all__ = [
     "SD_SEND",
     "SIOCATMARK",
     "SIO_FLUSH",
+    "SIO_RESET_CONNECTION",
     "SIO_SET_QOS",
     "SOCKET_ERROR",
     "SOCK_DGRAM",
@@ -198,6 +199,8 @@ FIONREAD: Final = 0x4004667F
 SIOCATMARK: Final = 0x40047307
 SIO_FLUSH: Final = 0x28000004
 SIO_SET_QOS: Final = 0x8800000B
+SIO_RESET_CONNECTION: Final = 0x98000001
+"""A vendor's own (IOC_IN | IOC_VENDOR): end the connection with a reset now, for every sharer."""
 
 SD_RECEIVE: Final = 0
 SD_SEND: Final = 1

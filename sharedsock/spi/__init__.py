@@ -50,6 +50,7 @@ from sharedsock.spi.catalog import (
     WSCInstallProvider,
     WSCWriteProviderOrder,
 )
+from sharedsock.spi.chaos import Chaos
 from sharedsock.spi.errors import WSAError
 from sharedsock.spi.handles import Unreturned
 from sharedsock.spi.handles import unreturned as unreturned_handles
@@ -65,6 +66,8 @@ from sharedsock.spi.ports import (
 from sharedsock.spi.protocol_info import WSAPROTOCOL_INFO, WSPDATA
 from sharedsock.spi.provider import WSANETWORKEVENTS, Provider
 from sharedsock.spi.startup import WSPCleanup, WSPStartup
+from sharedsock.spi.throttling import Throttling
+from sharedsock.spi.tracing import Tracing
 from sharedsock.spi.upcalls import UpcallTable
 from sharedsock.spi.waits import WSATHREADID, SleepEx, WSAWaitForMultipleEvents
 
@@ -76,6 +79,7 @@ __all__ = [
     "WSATHREADID",
     "WSPDATA",
     "BaseProvider",
+    "Chaos",
     "CloseCompletionPort",
     "CompletionPacket",
     "CreateIoCompletionPort",
@@ -86,6 +90,8 @@ __all__ = [
     "Provider",
     "Relay",
     "SleepEx",
+    "Throttling",
+    "Tracing",
     "Unreturned",
     "UpcallTable",
     "WSAError",

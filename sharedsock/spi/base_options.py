@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sharedsock.descriptors import options, transfer
+from sharedsock.descriptors import lingering, options, transfer
 from sharedsock.kernel import polling, system
 from sharedsock.model.errors import wsa_number
 from sharedsock.model.winsock import (
@@ -24,6 +24,7 @@ from sharedsock.model.winsock import (
     FIONREAD,
     IPPROTO_TCP,
     SIO_FLUSH,
+    SIO_RESET_CONNECTION,
     SIOCATMARK,
     SO_ACCEPTCONN,
     SO_BROADCAST,
@@ -173,6 +174,12 @@ class Options(Requests):
             return not polling.is_ready(kernel.number, select.POLLPRI) & select.POLLPRI
         if dwIoControlCode == SIO_FLUSH:
             self.flush_sends(opened)
+            return None
+        if dwIoControlCode == SIO_RESET_CONNECTION:
+            if opened.descriptor.type not in options.STREAMS:
+                raise WSAError(WSAEOPNOTSUPP, "a socket without connections has none to reset")
+            options.change_common(opened.descriptor, reset_seen=True)
+            lingering.reset(kernel, others_may_hold=True)
             return None
         raise WSAError(WSAEOPNOTSUPP, f"control code {dwIoControlCode!r}")
 

@@ -22,6 +22,7 @@ from sharedsock.model.winsock import (
     FD_WRITE,
     MSG_PARTIAL,
     MSG_WAITALL,
+    WSAECONNRESET,
     WSAEINTR,
     WSAEMSGSIZE,
     WSAENOTCONN,
@@ -187,6 +188,8 @@ class Transfers(Requests):
                 return count, 0, None
             return self._receive_once(descriptor, views, limit, flags)
         except OSError as error:
+            if error.errno == errno.ENOTCONN and options.common(descriptor).reset_seen:  # a sharer's own reset
+                raise WSAError(WSAECONNRESET) from error
             raise translated(error) from error
         finally:
             if not descriptor.is_closed and events.is_registered(descriptor):
@@ -239,7 +242,7 @@ def _sending_failed(descriptor: Descriptor, error: OSError) -> WSAError:
             descriptor.kernel.recv(1, socket.MSG_PEEK | DONTWAIT)
         except OSError as probe:
             if probe.errno == errno.ENOTCONN:
-                return WSAError(WSAENOTCONN)
+                return WSAError(WSAECONNRESET if options.common(descriptor).reset_seen else WSAENOTCONN)
     return translated(error)
 
 
