@@ -427,6 +427,7 @@ def _begin(work: _Work, descriptor: Descriptor) -> Operation[Any]:
             raise failure
     except BaseException:
         service.withdraw(station, operation)
+        service.recheck(station)
         _take_back(work)
         raise
     finally:

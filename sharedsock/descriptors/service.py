@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.model.identity import PendingOperation
 
-__all__ = ["NAME", "Service", "abort", "discard", "enlist", "pending", "station_of", "withdraw"]
+__all__ = ["NAME", "Service", "abort", "discard", "enlist", "pending", "recheck", "station_of", "withdraw"]
 
 NAME: Final = "sharedsock-service"
 
@@ -243,6 +243,13 @@ def enlist(station: Station) -> Service:
 def withdraw(station: Station, request: Request) -> bool:
     """Take out a request that has not begun to end; report whether it was there."""
     return station.withdraw(request, _current)
+
+
+def recheck(station: Station) -> None:
+    """After an interrupt: have the service look at a station it was given, and dismiss it if nothing waits there."""
+    service = _current
+    if service is not None and service.armed.get(station.number) is station:
+        station.call(service)
 
 
 def abort(kernel: KernelSocket) -> None:

@@ -234,8 +234,14 @@ class Station:
             self._mask = 0
             self._pause()
 
-    def call(self) -> None:
-        """Have the service look at this station; takes no lock, so it may come from anywhere."""
+    def call(self, enlisted_by: Service | None = None) -> None:
+        """Have the service look at this station; takes no lock, so it may come from anywhere.
+
+        Args:
+            enlisted_by: the service that looks after it, where an interrupt has kept that from us.
+        """
+        if self._service is None and enlisted_by is not None:
+            self._service = enlisted_by
         service = self._service
         if service is not None:
             service.called.append(self)

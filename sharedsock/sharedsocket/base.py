@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PlainSocket", "SocketBase", "timeout_of"]
 
+_NEVER_WAITS: Final = DONTWAIT | socket.MSG_OOB
+
 if TYPE_CHECKING:
     PlainSocket = socket.socket
 else:
@@ -68,5 +70,8 @@ class SocketBase(PlainSocket):
 
 
 def timeout_of(flags: int) -> float:
-    """Return the timeout that a caller's flags ask for: MSG_DONTWAIT is 0 for this one call."""
-    return 0.0 if flags & DONTWAIT else OWN_TIMEOUT
+    """Return the timeout that a caller's flags ask for: MSG_DONTWAIT is 0 for this one call.
+
+    MSG_OOB as well: urgent data is there or it is not, as for a blocking plain socket. Readable says nothing of it.
+    """
+    return 0.0 if flags & _NEVER_WAITS else OWN_TIMEOUT

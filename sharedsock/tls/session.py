@@ -85,6 +85,7 @@ class Session:
 
     __slots__ = (
         "_arrived",
+        "_decipher",
         "_descriptor",
         "_failure",
         "_feeds",
@@ -115,6 +116,8 @@ class Session:
         self._descriptor = descriptor
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.machine = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname, session)
+        # Its read() is Python: an interrupt between the C call in it and its return would lose a record (rule 3).
+        self._decipher = self.machine._sslobj.read  # type: ignore[attr-defined]  # no public name
         self._suppress_ragged_eofs = suppress_ragged_eofs
         self._receiving, self._sending, self._state = threading.Lock(), threading.Lock(), threading.Lock()
         self._arrived: deque[bytes] = deque()  # ciphertext off the wire, not yet fed
@@ -169,7 +172,7 @@ class Session:
         with self._state:
             if self._is_established and not self._plain and not self.machine.pending() and self._incoming.pending:
                 try:
-                    self._plain.extend(filter(None, starmap(self.machine.read, ((_RECORD,),))))
+                    self._plain.extend(filter(None, starmap(self._decipher, ((_RECORD,),))))
                 except ssl.SSLError as error:  # the next receive raises it, if it is one
                     self._note_failure(error)
             return sum(map(len, self._plain)) + self.machine.pending()
@@ -272,7 +275,7 @@ class Session:
                     taken.append(data)
                 return True
             try:
-                taken.extend(starmap(self.machine.read, ((limit,),)))
+                taken.extend(starmap(self._decipher, ((limit,),)))
             except ssl.SSLWantReadError:
                 return False
             except ssl.SSLZeroReturnError:
