@@ -22,7 +22,7 @@ from tests.descriptors.requests import PATIENCE_S
 from tests.sweeps.interrupting import Interrupter
 
 MOST_PLACES = 2000
-_imported_at_first_use = overlapped  # which is no part of the sweeps
+_imported_at_first_use = overlapped, ss.select, ss.Selector  # which is no part of the sweeps
 
 
 @pytest.fixture(autouse=True)

@@ -98,7 +98,10 @@ for _way, _is_first in (("first", True), ("again", False)):
     scene(f"SharedSocket.share/{_way}")(_ticketing(lambda s: s.share(os.getpid()), ss.fromshare, _is_first))
 scene("SharedSocket.share/claim-once")(_ticketing(lambda s: s.share(None), ss.fromshare, False))
 scene("SharedSocket.ticket")(_ticketing(lambda s: s.ticket(), lambda ticket: ticket.redeem(), False))
-scene("SharedSocket.__reduce_ex__")(_ticketing(pickle.dumps, pickle.loads, False))
+# The pickler is not asked: what it has made of it is its caller's, who may lose it.
+scene("SharedSocket.__reduce_ex__")(
+    _ticketing(lambda s: s.__reduce_ex__(4), lambda reduced: reduced[0](*reduced[1]), False)
+)
 
 
 @scene("Ticket.__reduce__")
