@@ -18,6 +18,7 @@ import pytest
 import sharedsock as ss
 from sharedsock.registry.client import Client
 from sharedsock.registry.connect import RegistryHandle
+from sharedsock.registry.custody import DRAIN_S
 from sharedsock.testing import Actor, Actors, Raised, Returned
 from sharedsock.testing.observation import tcp_sockets
 from tests.descriptors import kinds
@@ -349,20 +350,24 @@ def test_when_a_ticket_was_the_last_reference_the_registry_closes_gracefully_and
 
 @pytest.mark.fault("F-66", "F-18", "F-20")
 @pytest.mark.rule("LINGER-3", "DUP-13")
+@pytest.mark.parametrize("unread", [False, True])
 @pytest.mark.parametrize("end", ENDS)
 def test_when_a_ticket_was_the_last_reference_linger_zero_resets(
-    skewed: tuple[RegistryHandle, Clocks], end: str
+    skewed: tuple[RegistryHandle, Clocks], end: str, unread: bool
 ) -> None:
-    """Exactly then, and without TIME_WAIT; set by a holder that is long gone."""
+    """Exactly then, and without TIME_WAIT; set by a holder that is long gone. Unread input is not drained for it."""
     handle, clocks = skewed
     with Actors("fork") as actors, kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         (target,) = actors.start("target")
         ports = ports_of(pair)
         kinds.queue(pair.local, QUEUED)
+        if unread:
+            pair.peer.sendall(b"never read")
+            kinds.wait_event(pair.local)
         pair.local.share(target.pid, expires_s=5.0)
         kinds.set_linger(pair.local, 0)
         pair.local.close()
         assert kinds.is_quiet(pair.peer)
         ENDS[end](handle, clocks, target)
-        wait_until(lambda: kinds.is_reset(pair.peer), "the reset")
+        assert wait_until(lambda: kinds.is_reset(pair.peer), "the reset") < DRAIN_S / 2
         assert not is_known_to_the_kernel(ports)
