@@ -432,6 +432,8 @@ def _begin(work: _Work, descriptor: Descriptor) -> Operation[Any]:
         raise
     finally:
         if station.kernel.aborted is not None:
+            # Race: a close that has marked, and has not looked for the station yet, will not find it any more.
+            station.call()
             service.discard(station.kernel)
     return operation
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
+from sharedsock.descriptors import service, stations
 from sharedsock.kernel import polling
 from tests.descriptors import kinds, requests
 from tests.descriptors.requests import PATIENCE_S, error_of
@@ -68,6 +69,34 @@ def test_close_when_the_first_try_has_taken(stream: kinds.Pair, points: stage.Po
     done.release()
     assert begin.outcome().result(PATIENCE_S) == b"taken"
     close.outcome()
+
+
+@pytest.mark.fault("F-38", "F-44")
+@pytest.mark.rule("CLOSE-22")
+def test_close_between_its_mark_and_its_look_while_a_request_has_just_been_posted(
+    stream: kinds.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The poster, seeing the mark, forgets the station: the close does not find it, so the poster has to call."""
+    abort, settle_own = service.abort, stations.Station.settle_own
+    marked, look = threading.Event(), threading.Event()
+    closers: list[Call] = []
+
+    def held_abort(kernel: Any) -> None:
+        marked.set()
+        assert look.wait(PATIENCE_S)
+        abort(kernel)
+
+    def closed_then(station: stations.Station, request: stations.Request) -> None:
+        settle_own(station, request)
+        closers.append(Call(stream.local.close, name="closer"))
+        assert marked.wait(PATIENCE_S)
+
+    monkeypatch.setattr(service, "abort", held_abort)
+    monkeypatch.setattr(stations.Station, "settle_own", closed_then)
+    operation = stream.local.begin_recv(16)
+    look.set()
+    closers[0].outcome()
+    assert error_of(operation).winerror == 995
 
 
 @pytest.mark.fault("F-57")
