@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 
-from sharedsock.pytest_plugin.checking import Checking
 from sharedsock.pytest_plugin.fixtures import (
     actors,
     shared_socket_factory,
@@ -15,14 +14,12 @@ from sharedsock.pytest_plugin.fixtures import (
     tcp_listener_factory,
     unix_listener,
 )
-from sharedsock.pytest_plugin.marks import declare_marks
+from sharedsock.pytest_plugin.marks import asks_for_something, declare_marks
 from sharedsock.pytest_plugin.options import add_options, read_settings
-from sharedsock.pytest_plugin.reporting import Hooks, Reporting
-from sharedsock.pytest_plugin.session import SESSION, Session
+from sharedsock.pytest_plugin.session import SESSION, Beats, Session, Tests
 
 __all__ = [
     "actors",
-    "pytest_addhooks",
     "pytest_addoption",
     "pytest_configure",
     "shared_socket_factory",
@@ -37,19 +34,54 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
-def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
-    """Declare the hook by which findings that belong to no test reach the reports."""
-    pluginmanager.add_hookspecs(Hooks)
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Read the settings, and take part in the session."""
     declare_marks(config)
-    session = Session(config, read_settings(config))
+    settings = read_settings(config)
+    session = Session(config, settings)
     config.stash[SESSION] = session
-    config.pluginmanager.register(session, "sharedsock-session")
+    manager = config.pluginmanager
+    manager.register(session, "sharedsock-session")
+    if settings.hang_timeout_s:
+        manager.register(Beats(session), "sharedsock-beats")
     # Under xdist the controller runs no test: it has only to tell what the workers found.
     if session.worker or getattr(config.option, "dist", "no") == "no":
-        config.pluginmanager.register(Checking(session), "sharedsock-checking")
-    if not session.worker:
-        config.pluginmanager.register(Reporting(session), "sharedsock-reporting")
+        arming = _Arming(session)
+        manager.register(arming, "sharedsock-arming")
+        if settings.leaks_baseline or settings.report:  # files are opened now, so that what is wrong with them is told
+            arming.arm()
+    else:
+        _register_reporting(session)
+
+
+class _Arming:
+    """Waits for the collected tests: hooks of ours run with them only if one of them asks for something of ours."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._is_armed = False
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Take part in the tests, if there is something to do."""
+        settings = self._session.settings
+        if settings.leaks or settings.hang_timeout_s or any(map(asks_for_something, session.items)):
+            self.arm()
+
+    def arm(self) -> None:
+        """Take part in the tests."""
+        if not self._is_armed:
+            from sharedsock.pytest_plugin.checking import Checking
+
+            self._is_armed = True
+            manager = self._session.config.pluginmanager
+            manager.register(Tests(self._session), "sharedsock-tests")
+            manager.register(Checking(self._session), "sharedsock-checking")
+            if not self._session.worker:
+                _register_reporting(self._session)
+
+
+def _register_reporting(session: Session) -> None:
+    from sharedsock.pytest_plugin.reporting import Hooks, Reporting
+
+    session.config.pluginmanager.add_hookspecs(Hooks)
+    session.config.pluginmanager.register(Reporting(session), "sharedsock-reporting")

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from sharedsock.pytest_plugin.fixtures import FIXTURES
-from sharedsock.pytest_plugin.marks import Wishes, known_leaks
+from sharedsock.pytest_plugin.marks import FIXTURES, Wishes, known_leaks
 from sharedsock.pytest_plugin.session import FAILED, WISHES, Session
 
 if TYPE_CHECKING:

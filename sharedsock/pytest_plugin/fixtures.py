@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,18 +18,7 @@ if TYPE_CHECKING:
     from sharedsock.testing.leases import TcpLease, UnixLease
     from sharedsock.testing.rendezvous import SharedSockets
 
-__all__ = [
-    "FIXTURES",
-    "actors",
-    "shared_socket_factory",
-    "tcp_listener",
-    "tcp_listener_factory",
-    "unix_listener",
-]
-
-FIXTURES: Final = frozenset(
-    {"actors", "shared_socket_factory", "tcp_listener", "tcp_listener_factory", "unix_listener"}
-)
+__all__ = ["actors", "shared_socket_factory", "tcp_listener", "tcp_listener_factory", "unix_listener"]
 
 
 @pytest.fixture

@@ -6,15 +6,17 @@ A word that is none is an error of that test, which lists the words there are.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
 from sharedsock.pytest_plugin.options import kinds_of, seconds_of, start_of
 
-__all__ = ["KnownLeak", "Wishes", "declare_marks", "known_leaks", "wishes_of"]
+__all__ = ["FIXTURES", "KnownLeak", "Wishes", "asks_for_something", "declare_marks", "known_leaks", "wishes_of"]
 
+FIXTURES: Final = frozenset(
+    {"actors", "shared_socket_factory", "tcp_listener", "tcp_listener_factory", "unix_listener"}
+)
 _WORDS: Final = ("leaks", "timeout", "start_method")
 
 
@@ -32,8 +34,7 @@ def declare_marks(config: pytest.Config) -> None:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(NamedTuple):
     """What a test's markers ask for; None: nothing was said."""
 
     leaks: frozenset[str] | None = None
@@ -41,8 +42,7 @@ class Wishes:
     start_method: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class KnownLeak:
+class KnownLeak(NamedTuple):
     """Leaks a test is known for."""
 
     kinds: frozenset[str]
@@ -87,6 +87,13 @@ def known_leaks(item: pytest.Item) -> list[KnownLeak]:
             raise ValueError("the marker known_leak wants a reason=…")
         known.append(KnownLeak(kinds_of(_joined(mark.args)), str(reason), bool(strict)))
     return known
+
+
+def asks_for_something(item: pytest.Item) -> bool:
+    """Report whether a test uses a fixture or marker of ours."""
+    if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+        return True
+    return item.get_closest_marker("sharedsock") is not None or item.get_closest_marker("known_leak") is not None
 
 
 def _joined(value: Any) -> str:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -23,8 +22,7 @@ ACTIONS: Final = ("fail", "warn", "report")
 START_METHODS: Final = ("fork", "forkserver", "spawn", "exec")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+class Settings(NamedTuple):
     """What holds for the whole session.
 
     Attributes:
@@ -99,8 +97,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names)
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
+class _Option(NamedTuple):
     """One option: its name with hyphens, what a value must be, and what holds when nothing was said."""
 
     name: str

@@ -1,8 +1,8 @@
 """One session of pytest, in the controller or a worker: its run, its settings, and what it tells the run's warden.
 
 Nothing is made before it is needed: a session whose tests use nothing of ours has two more environment variables, and
-that is all. The registry of the run is started by whoever shares first; all processes find it by the name that the
-controller has drawn.
+that is all; no hook of ours runs with its tests. The registry of the run is started by whoever shares first; all
+processes find it by the name that the controller has drawn.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sharedsock.testing.runs import Run
     from sharedsock.testing.warden import Reporter
 
-__all__ = ["FAILED", "SESSION", "WISHES", "Session"]
+__all__ = ["FAILED", "SESSION", "WISHES", "Beats", "Session", "Tests"]
 
 _TREE: Final = "SHAREDSOCK_TREE"
 _RUN: Final = "SHAREDSOCK_RUN"
@@ -98,6 +98,11 @@ class Session:
             self._forget()
             self._shared = None
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether there is a warden to tell anything."""
+        return self._reporter is not None
+
     def tell(self, what: str, **details: Any) -> None:
         """Tell the warden, if there is one."""
         if self._reporter is not None:
@@ -114,54 +119,6 @@ class Session:
             begin_run()
         if self.settings.hang_timeout_s:
             assert self.run is not None
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
-        """Tell the warden when a test begins and ends."""
-        with suppress(ValueError):  # told by the test's setup
-            item.stash[WISHES] = wishes_of(item)
-        wishes = item.stash.get(WISHES, Wishes())
-        timeout_s = self.settings.hang_timeout_s if wishes.timeout_s is None else wishes.timeout_s
-        if wishes.timeout_s:
-            assert self.run is not None
-        if self._reporter is None:
-            return (yield)
-        from sharedsock.testing.stacks import note_doing
-
-        note_doing(item.nodeid)
-        self.tell("begin", test=item.nodeid, timeout_s=timeout_s)
-        try:
-            return (yield)
-        finally:
-            self.tell("end")
-            note_doing("")
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Refuse a marker that says what is not known."""
-        try:
-            wishes_of(item)
-            known_leaks(item)
-        except ValueError as error:
-            pytest.fail(str(error), pytrace=False)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Remember that a test has failed: its actors are then killed, not asked."""
-        report = yield
-        if report.failed:
-            item.stash[FAILED] = True
-        return report
-
-    def pytest_collectreport(self) -> None:
-        """Collecting is progress."""
-        self.tell("beat")
-
-    def pytest_runtest_logreport(self) -> None:
-        """So is a report, here or from a worker."""
-        self.tell("beat")
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
@@ -201,6 +158,68 @@ class Session:
                 reporter.tell("bye")
                 reporter.close()
             run.remove_directory()
+
+
+class Tests:
+    """What concerns single tests; a plug-in object of a process in which one of them asks for something of ours."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Tell the warden when a test begins and ends."""
+        with suppress(ValueError):  # told by the test's setup
+            item.stash[WISHES] = wishes_of(item)
+        wishes = item.stash.get(WISHES, Wishes())
+        timeout_s = self._session.settings.hang_timeout_s if wishes.timeout_s is None else wishes.timeout_s
+        if wishes.timeout_s:
+            assert self._session.run is not None
+        if not self._session.is_watched:
+            return (yield)
+        from sharedsock.testing.stacks import note_doing
+
+        note_doing(item.nodeid)
+        self._session.tell("begin", test=item.nodeid, timeout_s=timeout_s)
+        try:
+            return (yield)
+        finally:
+            self._session.tell("end")
+            note_doing("")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Refuse a marker that says what is not known."""
+        try:
+            wishes_of(item)
+            known_leaks(item)
+        except ValueError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Remember that a test has failed: its actors are then killed, not asked."""
+        report = yield
+        if report.failed:
+            item.stash[FAILED] = True
+        return report
+
+
+class Beats:
+    """Tells the warden of every progress, so that it can tell a hang outside of any test."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def pytest_collectreport(self) -> None:
+        """Collecting is progress."""
+        self._session.tell("beat")
+
+    def pytest_runtest_logreport(self) -> None:
+        """So is a report, here or from a worker."""
+        self._session.tell("beat")
 
 
 SESSION: Final = pytest.StashKey[Session]()

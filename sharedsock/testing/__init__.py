@@ -6,14 +6,19 @@ A *lease* is a listening socket handed over instead of a port number; *leaks* sa
 it; a *run* is all processes of a test session, and its *warden* ends it when it hangs.
 """
 
-from sharedsock.testing.actors import Actor
-from sharedsock.testing.choreography import Barrier, in_order
-from sharedsock.testing.company import Actors
-from sharedsock.testing.faults import Fault, Kill, Raise
-from sharedsock.testing.leaks import Checkers, LeakError, no_leaks
-from sharedsock.testing.leases import Lease, TcpLease, UnixLease, activated, lease_tcp, lease_unix
-from sharedsock.testing.outcomes import Aborted, Accepted, ActorRaised, Outcome, Raised, Received, Returned
-from sharedsock.testing.pending import ActorDied, ActorThread, ActorTimeout, Event, Pending
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from sharedsock.testing.actors import Actor
+    from sharedsock.testing.choreography import Barrier, in_order
+    from sharedsock.testing.company import Actors
+    from sharedsock.testing.faults import Fault, Kill, Raise
+    from sharedsock.testing.leaks import Checkers, LeakError, no_leaks
+    from sharedsock.testing.leases import Lease, TcpLease, UnixLease, activated, lease_tcp, lease_unix
+    from sharedsock.testing.outcomes import Aborted, Accepted, ActorRaised, Outcome, Raised, Received, Returned
+    from sharedsock.testing.pending import ActorDied, ActorThread, ActorTimeout, Event, Pending
 
 __all__ = [
     "Aborted",
@@ -45,3 +50,58 @@ __all__ = [
     "lease_unix",
     "no_leaks",
 ]
+
+# Where each name lives. The plug-in imports modules of this room in sessions that use none of it: they must not pay.
+_HOMES: Final = {
+    "sharedsock.testing.actors": ("Actor",),
+    "sharedsock.testing.choreography": (
+        "Barrier",
+        "in_order",
+    ),
+    "sharedsock.testing.company": ("Actors",),
+    "sharedsock.testing.faults": (
+        "Fault",
+        "Kill",
+        "Raise",
+    ),
+    "sharedsock.testing.leaks": (
+        "Checkers",
+        "LeakError",
+        "no_leaks",
+    ),
+    "sharedsock.testing.leases": (
+        "Lease",
+        "TcpLease",
+        "UnixLease",
+        "activated",
+        "lease_tcp",
+        "lease_unix",
+    ),
+    "sharedsock.testing.outcomes": (
+        "Aborted",
+        "Accepted",
+        "ActorRaised",
+        "Outcome",
+        "Raised",
+        "Received",
+        "Returned",
+    ),
+    "sharedsock.testing.pending": (
+        "ActorDied",
+        "ActorThread",
+        "ActorTimeout",
+        "Event",
+        "Pending",
+    ),
+}
+_home_of: Final = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _home_of.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = globals()[name] = getattr(importlib.import_module(home), name)
+    return value

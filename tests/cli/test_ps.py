@@ -16,6 +16,7 @@ import pytest
 import sharedsock as ss
 from sharedsock.cli import main
 from sharedsock.testing import Actors
+from sharedsock.testing.observation import thread_facts
 from sharedsock.testing.runs import RUN_VARIABLE, begin_run, start_ticks
 from sharedsock.testing.stacks import enroll, withdraw
 
@@ -85,6 +86,8 @@ def test_ps_shows_what_waits_in_a_run(capsys: pytest.CaptureFixture[str], monkey
 
 def test_dump_looks_at_processes_without_python(capsys: pytest.CaptureFixture[str]) -> None:
     with subprocess.Popen(["sleep", "300"]) as child:
+        while thread_facts(child.pid, child.pid).state != "S":
+            pass
         code, page = printed(capsys, "dump", "--pid", str(child.pid))
         child.kill()
     assert code == 0

@@ -104,3 +104,27 @@ def test_a_marker_that_says_what_is_not_known_fails_its_test(
         "the marker known_leak wants a reason=…",
     ):
         assert message in done.out
+
+
+def test_a_session_that_asks_for_nothing_has_no_hook_of_ours_in_its_tests(
+    session: Callable[..., Any], sessions: Any
+) -> None:
+    """P16: nothing is made, nothing of the instruments is imported, and no test pays."""
+    sessions.write(
+        """
+        import os, sys
+
+        def pytest_unconfigure(config):
+            ours = [name for name, _ in config.pluginmanager.list_name_plugin() if name.startswith("sharedsock")]
+            print("OURS", sorted(ours))
+            heavy = ("sharedsock.testing.", "sharedsock.kernel", "sharedsock.descriptors")
+            print("IMPORTED", sorted(name for name in sys.modules if name.startswith(heavy)))
+            print("MADE", os.path.exists(os.environ["SHAREDSOCK_RUN"]), os.path.exists(os.environ["SHAREDSOCK_TREE"]))
+        """,
+        "conftest.py",
+    )
+    done = session("def test_it(): pass", "-q", "-s", "--sharedsock-report=")
+    assert done.code == 0, done.out
+    assert "OURS ['sharedsock', 'sharedsock-arming', 'sharedsock-session']" in done.out
+    assert "IMPORTED ['sharedsock.testing.runs']" in done.out
+    assert "MADE False False" in done.out

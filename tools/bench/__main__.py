@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tools.bench import aborts, accepts, fastpath, pingpong, sharing
+from tools.bench import aborts, accepts, fastpath, pingpong, plugin, sharing
 from tools.bench.rounds import Result, Settings
 
 __all__ = ["main"]
@@ -25,6 +25,7 @@ MEASURES: Final[dict[Callable[[Settings], Iterator[Result]], tuple[str, ...]]] =
     aborts.measure: ("P6",),
     accepts.measure: ("P7",),
     sharing.measure: ("P9", "P10"),
+    plugin.measure: ("P16",),
 }
 ITEMS: Final = [item for items in MEASURES.values() for item in items]
 
