@@ -6,7 +6,9 @@ from functools import partial
 
 import pytest
 
-from tools.bench.__main__ import line, main
+from tools.bench import peers
+from tools.bench.__main__ import ITEMS, line, main
+from tools.bench.notes import NOTES
 from tools.bench.rounds import Result, Settings, interleave, ratio
 
 
@@ -61,3 +63,19 @@ def test_a_quick_run_prints_its_table_and_its_conditions(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     assert "data-ready recv(1) vs plain" in printed
     assert "seed 1" in printed
+
+
+@pytest.mark.parametrize(("item", "case"), [("P4", "64 KiB stream UNIX"), ("P15", "open and close")])
+def test_each_measure_runs(item: str, case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that need no peer and no crowd; the others are run by the command."""
+    assert main(["--quick", "--seed", "1", item]) == 0
+    assert case in capsys.readouterr().out
+
+
+def test_every_note_is_about_a_line_of_the_table() -> None:
+    assert set(NOTES) <= set(ITEMS)
+
+
+def test_peers_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "PEERS", ("asyncio", "no_such_peer"))
+    assert peers.absent() == ["no_such_peer"]

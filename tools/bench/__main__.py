@@ -1,6 +1,6 @@
 """Measure what is promised about speed, side by side in one run: goal, floor, measured, verdict.
 
-    python -m tools.bench [--quick] [--markdown] [--seed N] [P1 P2 P3 P6 P7 P9 P10]
+    python -m tools.bench [--quick] [--markdown] [--seed N] [P1 P2 ...]
 
 Exits 1 if a full run finds something below its floor.
 """
@@ -14,20 +14,24 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tools.bench import aborts, accepts, fastpath, pingpong, plugin, sharing
+from tools.bench import aborts, accepts, crowds, fastpath, openings, peers, pingpong, plugin, sharing, streams
+from tools.bench.notes import NOTES
 from tools.bench.rounds import Result, Settings
 
 __all__ = ["main"]
 
 MEASURES: Final[dict[Callable[[Settings], Iterator[Result]], tuple[str, ...]]] = {
-    pingpong.measure: ("P1", "P2"),
+    pingpong.measure: ("P1", "P2", "P5"),
     fastpath.measure: ("P3",),
+    streams.measure: ("P4",),
     aborts.measure: ("P6",),
     accepts.measure: ("P7",),
+    crowds.measure: ("P8",),
     sharing.measure: ("P9", "P10"),
+    openings.measure: ("P15", "P16"),
     plugin.measure: ("P16",),
 }
-ITEMS: Final = [item for items in MEASURES.values() for item in items]
+ITEMS: Final = list(dict.fromkeys(item for items in MEASURES.values() for item in items))
 
 
 def conditions(settings: Settings) -> str:
@@ -82,6 +86,12 @@ def main(arguments: list[str]) -> int:
                     results.append(result)
                     print(line(result, options.markdown), flush=True)
     print(f"\n{conditions(settings)}")
+    if "P5" in wanted and (missing := peers.absent()):
+        print(f"\nabsent: {', '.join(missing)} (the `bench` extra)")
+    missed = {result.item for result in results if result.verdict != "goal"}
+    for item, note in NOTES.items():
+        if item in missed:
+            print(f"\n{item}: {note}")
     return 1 if not options.quick and any(result.verdict == "BELOW" for result in results) else 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,7 +9,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import sharedsock as ss
-from tools.bench.rounds import Result, Settings, interleave, ratio
+from tools.bench.rounds import Result, Settings, interleave, one_core, ratio
 
 __all__ = ["measure"]
 
@@ -34,16 +33,11 @@ def _reader(pair: tuple[Any, Any], calls: int) -> Callable[[], float]:
 
 def measure(settings: Settings) -> Iterator[Result]:
     """Yield P3; a ratio of speed, so more is better."""
-    everywhere = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(everywhere)})
-    try:
-        with ExitStack() as stack:
-            plain, shared = socket.socketpair(), ss.socketpair()
-            for end in (*plain, *shared):
-                stack.enter_context(end)
-            calls = settings.scaled(CALLS)
-            times = interleave({"plain": _reader(plain, calls), "shared": _reader(shared, calls)}, settings)
-    finally:
-        os.sched_setaffinity(0, everywhere)
+    with one_core(), ExitStack() as stack:
+        plain, shared = socket.socketpair(), ss.socketpair()
+        for end in (*plain, *shared):
+            stack.enter_context(end)
+        calls = settings.scaled(CALLS)
+        times = interleave({"plain": _reader(plain, calls), "shared": _reader(shared, calls)}, settings)
     measured, spread = ratio(times["plain"], times["shared"])
     yield Result("P3", "data-ready recv(1) vs plain", measured, 0.92, 0.85, spread=spread)

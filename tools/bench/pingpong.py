@@ -1,4 +1,7 @@
-"""P1, P2: a message there and back between two processes on one core, vs plain and settimeout() sockets."""
+"""P1, P2, P5: a message there and back between two processes on one core.
+
+Against plain and settimeout() sockets, and against what else can be aborted (peers.py); all in one interleaved run.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ from time import perf_counter
 from typing import Any, Final
 
 import sharedsock as ss
-from tools.bench.rounds import Result, Settings, interleave, ratio
+from tools.bench import peers
+from tools.bench.rounds import Result, Settings, interleave, one_core, ratio
 
 __all__ = ["measure"]
 
 ROUND_TRIPS: Final = 2000
+# A slow peer measures fewer: its figure is a time per round trip.
+PEER_ROUND_TRIPS: Final = 200
 CASES: Final = (
     ("TCP", socket.AF_INET, 1),
     ("TCP", socket.AF_INET, 1024),
@@ -39,6 +45,8 @@ def _prepare(connection: Any, contender: str, family: int) -> None:
 
 def _echo(contender: str, family: int, address: Any, size: int, core: int) -> None:
     """The other end: send back whatever comes."""
+    if contender in peers.PEERS:
+        return peers.echo(contender, family, address, size, core)
     os.sched_setaffinity(0, {core})
     connection = _make(contender, family)
     connection.connect(address)
@@ -71,31 +79,41 @@ def _pair(contender: str, family: int, size: int, core: int, directory: str) -> 
         return perf_counter() - begin
 
     try:
-        yield measure
+        yield peers.pinger(contender, connection, message) if contender in peers.PEERS else measure
     finally:
         connection.close()
+        process.kill()
         process.join()
 
 
+def _per_round_trip(run: Callable[[int], float], round_trips: int) -> float:
+    return run(round_trips) / round_trips
+
+
 def measure(settings: Settings) -> Iterator[Result]:
-    """Yield P1 and P2 for each transport and size; ratios of speed, so more is better."""
-    everywhere = os.sched_getaffinity(0)
-    core = min(everywhere)
-    round_trips = settings.scaled(ROUND_TRIPS)
-    os.sched_setaffinity(0, {core})
-    try:
+    """Yield P1, P2 and P5 for each transport and size; ratios of speed, so more is better."""
+    missing = peers.absent()
+    with one_core() as core:
         for transport, family, size in CASES:
+            others = [name for name in peers.PEERS if name not in missing] if size == 1 else []
             with ExitStack() as stack:
                 directory = stack.enter_context(tempfile.TemporaryDirectory())
-                ends = {name: stack.enter_context(_pair(name, family, size, core, directory)) for name in CONTENDERS}
-                times = interleave(
-                    {name: partial(run, round_trips) for name, run in ends.items()},
-                    settings,
-                )
+                runs = {}
+                for name in (*CONTENDERS, *others):
+                    run = stack.enter_context(_pair(name, family, size, core, directory))
+                    round_trips = settings.scaled(ROUND_TRIPS if name in CONTENDERS else PEER_ROUND_TRIPS)
+                    runs[name] = partial(_per_round_trip, run, round_trips)
+                times = interleave(runs, settings)
             case = f"{transport} {size} B"
             measured, spread = ratio(times["plain"], times["shared"])
             yield Result("P1", f"ping-pong {case} vs plain blocking", measured, 0.95, 0.80, spread=spread)
             measured, spread = ratio(times["settimeout"], times["shared"])
             yield Result("P2", f"ping-pong {case} vs settimeout()", measured, 1.15, 1.00, spread=spread)
-    finally:
-        os.sched_setaffinity(0, everywhere)
+            if others:
+                ratios = {name: ratio(times[name], times["shared"]) for name in others}
+                best = min(ratios, key=lambda name: ratios[name][0])
+                measured, spread = ratios[best]
+                text = f"ping-pong {case} vs {best}, the best of {', '.join(others)}"
+                if missing:
+                    text += f" (absent: {', '.join(missing)})"
+                yield Result("P5", text, measured, 1.5, 1.2, spread=spread)

@@ -5,13 +5,15 @@ Absolute times drift by a quarter on shared machines; a ratio taken inside one r
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["Result", "Settings", "interleave", "ratio"]
+__all__ = ["Result", "Settings", "interleave", "one_core", "ratio"]
 
 ROUNDS: Final = 15
 QUICK_ROUNDS: Final = 3
@@ -53,6 +55,18 @@ class Result:
         if sign * self.measured >= sign * self.goal:
             return "goal"
         return "floor" if sign * self.measured >= sign * self.floor else "BELOW"
+
+
+@contextmanager
+def one_core() -> Iterator[int]:
+    """Run on one core, the last one, which has the fewest interrupts; yield its number."""
+    everywhere = os.sched_getaffinity(0)
+    core = max(everywhere)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield core
+    finally:
+        os.sched_setaffinity(0, everywhere)
 
 
 def interleave(contenders: Mapping[str, Callable[[], float]], settings: Settings) -> dict[str, list[float]]:
