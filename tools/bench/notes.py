@@ -18,8 +18,8 @@ NOTES: Final = {
     "P6": "the closer notes where it was called from, swaps the descriptor for a closed one and leaves the wait set: "
     "12 us of Python and two system calls, where shutdown() is one. Waking before leaving the set, and moving what can "
     "wait behind the drain, is done.",
-    "P7": "an accept makes a waker, a descriptor and a table entry for its client, and each client wakes one thread per "
-    "process (EPOLLEXCLUSIVE would lose wake-ups for other processes).",
+    "P7": "an accept makes a waker, a descriptor and a table entry for its client, and each client wakes one thread "
+    "per process (EPOLLEXCLUSIVE would lose wake-ups for other processes).",
     "P8": "each datagram wakes a thread through the wait set, which then tries: the chain inside the set.",
     "P15": "a waker, and at the close a duplicate and the dead file over the number, beside the socket itself.",
     "P16": "names import their room when they are asked for.",
