@@ -57,7 +57,7 @@ def editions(kinds_: tuple[str, ...], in_suite: str) -> pytest.MarkDecorator:
     small = [pytest.param(in_suite, company, SMALL, id=f"{in_suite}-{company}-small") for company in COMPANIES]
     full = [
         pytest.param(
-            kind, company, ROUNDS_OF_EACH // len(kinds_) // 2, id=f"{kind}-{company}", marks=pytest.mark.campaign
+            kind, company, -(-ROUNDS_OF_EACH // (2 * len(kinds_))), id=f"{kind}-{company}", marks=pytest.mark.campaign
         )
         for kind in kinds_
         for company in COMPANIES
