@@ -38,9 +38,9 @@ def held_at(place: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pause]:
     pause = Pause()
     real = getattr(Client, names[place])
 
-    def held(*arguments: Any) -> Any:
+    def held(*arguments: Any, **named: Any) -> Any:
         pause.hold()
-        return real(*arguments)
+        return real(*arguments, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Client, names[place], held)
