@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if settings.hang_timeout_s:
         manager.register(Beats(session), "sharedsock-beats")
     # Under xdist the controller runs no test: it has only to tell what the workers found.
-    if session.worker or getattr(config.option, "dist", "no") == "no":
+    if not session.is_distributing:
         arming = _Arming(session)
         manager.register(arming, "sharedsock-arming")
         if settings.leaks_baseline or settings.report:  # files are opened now, so that what is wrong with them is told

@@ -1,8 +1,8 @@
 """One session of pytest, in the controller or a worker: its run, its settings, and what it tells the run's warden.
 
-Nothing is made before it is needed: a session whose tests use nothing of ours has two more environment variables, and
-that is all; no hook of ours runs with its tests. The registry of the run is started by whoever shares first; all
-processes find it by the name that the controller has drawn.
+Nothing is made before it is needed: a session whose tests use nothing of ours imports nothing and runs no hook of ours
+with its tests. The registry of the run is started by whoever shares first; all processes find it by the name that the
+controller has drawn.
 """
 
 from __future__ import annotations
@@ -51,14 +51,7 @@ class Session:
         self._terminal = _terminal_number()
         self._shared: SharedSockets | None = None
         if not self.worker:
-            os.environ.pop(_RUN, None)
-            self._draw_names()
-
-    def _draw_names(self) -> None:
-        """Name the run and its registry, for all descendants. A registry that was named by whoever started us stays."""
-        from sharedsock.registry.directory import tree_directory
-
-        tree_directory()
+            os.environ.pop(_RUN, None)  # of a session that has started ours; this one's comes when it is needed
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -110,12 +103,22 @@ class Session:
 
     # -- hooks --------------------------------------------------------------------------------------------------
 
+    @property
+    def is_distributing(self) -> bool:
+        """Whether this is a controller that has workers run the tests."""
+        return not self.worker and getattr(self.config.option, "dist", "no") != "no"
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Name the run before xdist starts workers, and start its warden now if it is to watch for hangs."""
-        if not self.worker and _RUN not in os.environ:
+        """Name the run and its registry before xdist starts workers; start the warden now if it is to watch for hangs.
+
+        Without workers a name is drawn by whoever needs it first. A registry that was named by who started us stays.
+        """
+        if self.is_distributing:
+            from sharedsock.registry.directory import tree_directory
             from sharedsock.testing.runs import begin_run
 
+            tree_directory()
             begin_run()
         if self.settings.hang_timeout_s:
             assert self.run is not None
@@ -147,6 +150,8 @@ class Session:
                     os.environ[name] = value
 
     def _end_run(self) -> None:
+        if _RUN not in os.environ:
+            return
         from sharedsock.testing.runs import current_run
 
         run = current_run()

@@ -12,6 +12,7 @@ what the instruments themselves have open.
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import threading
 from collections import Counter
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Census", "Child", "Kept", "Reference", "Residue", "keep"]
 
+_FILES = "/proc/self/fd"
 _PAGE: Final = "/memfd:sharedsock-common"
 _O_PATH: Final = getattr(os, "O_PATH", 0)
 
@@ -143,11 +145,18 @@ def _newer(before: dict[int, str], now: dict[int, str]) -> list[int]:
 
 
 def _descriptors() -> dict[int, str]:
-    """Return what each file number refers to, as the kernel names it."""
+    """Return what each file number refers to, as the kernel names it; by device and inode where there is no /proc."""
     found = {}
-    for name in os.listdir("/proc/self/fd"):
+    if not os.path.isdir(_FILES):
+        for name in os.listdir("/dev/fd"):
+            with suppress(OSError):
+                status = os.fstat(int(name))
+                kind = "socket" if stat.S_ISSOCK(status.st_mode) else f"file:{status.st_dev}"
+                found[int(name)] = f"{kind}:[{status.st_ino}]"
+        return found
+    for name in os.listdir(_FILES):
         with suppress(FileNotFoundError):  # the listing's own
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            found[int(name)] = os.readlink(f"{_FILES}/{name}")
     return found
 
 

@@ -27,12 +27,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from sharedsock.testing.runs import Run, current_run
+from sharedsock.testing.runs import Run, current_run, start_ticks
 
 __all__ = ["Reporter", "end_processes", "main", "start_warden"]
 
 END_S: Final = 5.0
 _MOST: Final = 8192
+_PATIENCE_S: Final = 0.2
 # As the registry starts itself: the package's faces are not needed here, and importing them takes most of the start.
 _CODE: Final = (
     "import sys, types\n"
@@ -52,6 +53,8 @@ def start_warden(run: Run, *, hang_timeout_s: float = 0.0, terminal: int | None 
     """
     from sharedsock.testing.frames import plain_socket
 
+    if start_ticks(run.controller) is None:  # no /proc: nobody could tell a dead run from a living one
+        return None
     run.make_directory()
     address = os.path.join(run.directory, "w")
     # AF_UNIX, and of the plain kind also where a test has replaced socket.socket.
@@ -112,11 +115,13 @@ class Reporter:
 
         self._address = os.path.join(run.directory, "w")
         self._socket = plain_socket(_datagram_number())
-        self._socket.setblocking(False)
 
     def tell(self, what: str, **details: Any) -> None:
         """Send one message: "hello", "begin", "end", "beat", "bye"."""
         message = {"what": what, "pid": os.getpid(), "at": time.monotonic(), **details}
+        # The kernel queues few datagrams. A beginning or a beat that finds no room is dropped, the next one says as
+        # much; an end that was lost would look like a hang.
+        self._socket.settimeout(_PATIENCE_S if what in ("hello", "end", "bye") else 0)
         with suppress(OSError):
             self._socket.sendto(json.dumps(message).encode()[:_MOST], self._address)
 
@@ -189,6 +194,7 @@ class _Warden:
             case "bye" if pid == self._run.controller:
                 return True
             case "bye":  # an orderly end: what it left running on purpose is not ours to end
+                self._under_way.pop(pid, None)
                 for number in [number for number, worker in self._workers.items() if worker[0] == pid]:
                     self._poll.unregister(number)
                     os.close(number)

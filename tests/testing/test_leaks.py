@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 
 import sharedsock as ss
-from sharedsock.testing import Actors, Checkers, LeakError, no_leaks
+from sharedsock.testing import Actors, Checkers, LeakError, census, no_leaks
 from sharedsock.testing.census import Census
 from sharedsock.testing.findings import KINDS, SocketLeak, finding_of
 
@@ -168,6 +168,14 @@ def test_a_number_that_was_reused_is_seen_and_one_that_moved_is_not() -> None:
     second.close()
     assert not before.residue()
     moved.close()
+
+
+def test_without_proc_sockets_and_files_are_known_by_their_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(census, "_FILES", "/no/such/directory")
+    before = Census(frozenset({"sockets", "descriptors"}))
+    with socket.socket() as made, open(os.devnull) as file:
+        assert sorted(before.residue().descriptors) == sorted([made.fileno(), file.fileno()])
+    assert not before.residue()
 
 
 def test_connections_the_kernel_ends_by_itself_are_no_leak() -> None:
