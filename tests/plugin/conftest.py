@@ -74,13 +74,15 @@ class Sessions:
         self._running.append(process)
         return process
 
-    def run(self, *arguments: str, plugins: tuple[str, ...] = (), **environment: str) -> Done:
+    def run(
+        self, *arguments: str, plugins: tuple[str, ...] = (), within_s: float = SESSION_S, **environment: str
+    ) -> Done:
         """Run a session to its end."""
         report = self.directory / "report.jsonl"
         wants = [] if any(one.startswith("--sharedsock-report") for one in arguments) else [str(report)]
         process = self.start(*arguments, *(f"--sharedsock-report={path}" for path in wants), plugins=plugins,
                              **environment)  # fmt: skip
-        out, _ = process.communicate(timeout=SESSION_S)
+        out, _ = process.communicate(timeout=within_s)
         findings = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
         return Done(process.returncode, out, findings)
 

@@ -73,7 +73,7 @@ def test_each_kind_of_leak_is_told_with_its_owner(session: Callable[..., Any], w
 @pytest.mark.parametrize("workers", [(), ("-n4",)], ids=["alone", "workers"])
 def test_two_hundred_leaks_are_told_with_their_owners(session: Callable[..., Any], workers: tuple[str, ...]) -> None:
     text = leaking.leaking_tests(20)
-    done = session(text, ALL, "--sharedsock-leaks-timeout=0.1", *workers)
+    done = session(text, ALL, "--sharedsock-leaks-timeout=0.1", *workers, within_s=400)
     check_owners(done, text, 20, bool(workers))
 
 
@@ -86,7 +86,7 @@ def test_a_hundred_clean_tests_raise_no_alarm(session: Callable[..., Any], worke
 @pytest.mark.campaign
 @pytest.mark.parametrize("workers", [(), ("-n4",)], ids=["alone", "workers"])
 def test_two_thousand_clean_tests_raise_no_alarm(session: Callable[..., Any], workers: tuple[str, ...]) -> None:
-    done = session(leaking.clean_tests(200), ALL, "-q", *workers)
+    done = session(leaking.clean_tests(200), ALL, "-q", *workers, within_s=400)
     assert (done.code, done.counts()["passed"], done.findings) == (0, 2000, []), done.out
 
 
