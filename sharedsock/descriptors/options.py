@@ -29,6 +29,7 @@ __all__ = [
     "common",
     "differences",
     "get_linger",
+    "require_receiving",
     "set_linger",
     "shut_down",
     "shut_receive_error",
@@ -188,6 +189,16 @@ def verdict_on_empty(descriptor: Descriptor) -> None:
         or (not state.shut_send and system.tcp_state(descriptor.kernel) == _TCP_CLOSE)
     ):
         raise from_errno(errno.ECONNRESET, f"descriptor {descriptor.id}: the peer has reset the connection")
+
+
+def require_receiving(descriptor: Descriptor) -> None:
+    """Raise if a sharer has shut the socket down for receiving, in this process or another.
+
+    Raises:
+        BrokenPipeError: ESHUTDOWN (10058).
+    """
+    if descriptor.local.shut_receive or common(descriptor).shut_receive:
+        raise shut_receive_error(descriptor)
 
 
 def shut_receive_error(descriptor: Descriptor) -> OSError:

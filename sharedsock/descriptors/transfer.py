@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from contextlib import suppress
+from functools import partial
 from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
@@ -128,7 +129,9 @@ def receive(
         kept_by = None if arguments[-1] & socket.MSG_PEEK else keep
         if timeout_s == OWN_TIMEOUT:
             timeout_s = descriptor.timeout_s
-        return operations.perform(kernel, kind, READ, timeout_s, call, arguments, kept_by, has_tried)
+        # Linux: after SD_RECEIVE a socket without connections is "readable", and a receive on it would block, for ever.
+        at_loss = None if descriptor.type in options.STREAMS else partial(options.require_receiving, descriptor)
+        return operations.perform(kernel, kind, READ, timeout_s, call, arguments, kept_by, has_tried, at_loss)
     except OSError as error:
         raise settle(descriptor, kernel, error) from None
 

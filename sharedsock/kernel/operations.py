@@ -108,6 +108,7 @@ def perform(
     arguments: tuple[Any, ...],
     keep: Callable[[Any], Any] | None = None,
     has_tried: bool = False,
+    at_loss: Callable[[], object] | None = None,
 ) -> Any:
     """Try a call, wait while it would block, try again; return what it returned.
 
@@ -116,6 +117,7 @@ def perform(
         timeout_s: seconds; None waits for ever, 0 never waits.
         keep: makes of a result what the next call can use, if an interrupt comes before this one has returned it.
         has_tried: the caller's own try has just failed with BlockingIOError.
+        at_loss: called when "ready" was not; may raise, where the kernel reports an end that the call does not see.
 
     Raises:
         OperationAborted: this process closed the descriptor while the call waited; it took nothing.
@@ -165,6 +167,8 @@ def perform(
                     raise
                 if must_wait:
                     losses += 1
+                    if at_loss is not None:
+                        at_loss()
                     if losses == 1:
                         lost_at_s = monotonic()
                     elif losses % _LOSSES == 0:
