@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from multiprocessing import AuthenticationError, managers
@@ -19,8 +20,9 @@ from typing import Any, Final
 
 from sharedsock.model.errors import RegistryGone
 from sharedsock.registry import runtime
+from sharedsock.registry.exchange import Parcel, receive, wait_ready
 from sharedsock.registry.handshake import HOLDER_NONCE_SIZE, KEY_SIZE, ClientHandshake, HandshakeRefused
-from sharedsock.registry.messages import MAX_MESSAGE, Code, Message, decode, encode, error_of
+from sharedsock.registry.messages import Code, Message, decode, encode, error_of
 from sharedsock.registry.server import Lifetime
 
 __all__ = ["SERIALIZER", "LedgerConnection", "LedgerListener", "directory_of", "key_of", "no_proxies"]
@@ -117,16 +119,18 @@ class LedgerConnection:
     def _receive(self) -> bytes:
         """Take one record within the patience; descriptors that come along (the page) are closed."""
         assert self._socket is not None, "callers have looked"
-        poller = select.poll()
-        poller.register(self._socket, select.POLLIN)
-        if not poller.poll(_PATIENCE_S * 1000):
-            raise TimeoutError("the registry does not answer")
-        data, numbers, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, 4)
-        for number in numbers:
-            os.close(number)
-        if not data:
-            raise EOFError
-        return data
+        parcel = Parcel()
+        deadline = time.monotonic() + _PATIENCE_S
+        try:
+            while not parcel.raw:
+                if not wait_ready(self._socket.fileno(), select.POLLIN, deadline):
+                    raise TimeoutError("the registry does not answer")
+                receive(self._socket, parcel)
+            if not parcel.data:
+                raise EOFError
+            return parcel.data
+        finally:
+            parcel.close()
 
     def send(self, request: tuple[object, str, tuple[object, ...], dict[str, object]]) -> None:
         """Take a call of `managers.dispatch`: dummy, number_of_objects, debug_info, shutdown."""

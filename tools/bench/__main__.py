@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tools.bench import aborts, accepts, crowds, fastpath, openings, peers, pingpong, plugin, sharing, streams
+from tools.bench import aborts, accepts, crowds, fastpath, openings, peers, pingpong, plugin, registry, sharing, streams
 from tools.bench.notes import NOTES
 from tools.bench.rounds import Result, Settings
 
@@ -28,6 +28,7 @@ MEASURES: Final[dict[Callable[[Settings], Iterator[Result]], tuple[str, ...]]] =
     accepts.measure: ("P7",),
     crowds.measure: ("P8",),
     sharing.measure: ("P9", "P10"),
+    registry.measure: ("P11", "P12", "P13", "P14"),
     openings.measure: ("P15", "P16"),
     plugin.measure: ("P16",),
 }
