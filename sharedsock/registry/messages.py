@@ -285,6 +285,9 @@ class Code(IntEnum):
     REFUSALS_PAGE = 0x8B
 
 
+_CODES: Final = {int(code): code for code in Code}  # calling an enum costs three look-ups
+
+
 class Shape(NamedTuple):
     """One row: the message's fields, the reply a request gets, and whether a descriptor travels with it."""
 
@@ -414,10 +417,9 @@ def decode(data: bytes) -> Message:
         raise ProtocolError("bad magic")
     if version != VERSION:
         raise ProtocolError("bad version")
-    try:
-        code = Code(number)
-    except ValueError:
-        raise ProtocolError("unknown code") from None
+    code = _CODES.get(number)
+    if code is None:
+        raise ProtocolError("unknown code")
     values: dict[str, Any] = {}
     offset = HEADER.size
     for name, kind in SHAPES[code].fields:
