@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from sharedsock.model import trace
 from sharedsock.model.errors import TicketError, from_errno
 from sharedsock.model.identity import DescriptorFacts, DescriptorId, HolderId, SocketFacts, SocketId
 from sharedsock.registry.connection import Channel, Received
@@ -159,6 +160,7 @@ def _bind(asked: Asked) -> Reply:
 def _claim(asked: Asked) -> Reply:
     services, message = asked.services, asked.message
     granted = services.ledger.claim(asked.holder, message.secret, services.now())
+    trace.hit("take.counted", number=granted.number)
     facts = granted.socket
     data = encode(
         Code.CLAIMED,

@@ -380,6 +380,8 @@ class RegistryServer:
             trace.hit("reg.reply", pid=channel.pid)
             if channel.send(reply.data, reply.descriptor, most_queued=self.caps.queued_bytes):
                 self._writable(channel, wanted=True)
+            if reply.claim is not None:
+                trace.hit("take.fd_queued", number=reply.claim)
         except Overflow:
             self._drop(channel, "replies not read")
         except OSError as error:

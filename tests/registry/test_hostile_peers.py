@@ -19,7 +19,7 @@ import pytest
 from sharedsock.model.errors import NotASocket, TicketInvalid
 from sharedsock.model.identity import SocketFacts, SocketId
 from sharedsock.registry.handshake import ClientHandshake
-from sharedsock.registry.messages import HEADER, MAX_MESSAGE, Code, encode
+from sharedsock.registry.messages import COMMON_FIELDS, HEADER, MAX_MESSAGE, Code, encode
 from sharedsock.registry.reception import Caps
 from sharedsock.registry.records import Limits
 from tests.registry.dialogue import Dialogue, Gone, Stepped, child, facts_of, open_numbers, wait_readable
@@ -393,7 +393,7 @@ def test_an_authenticated_liar_changes_only_its_own(registry: Stepped, ours: soc
     received.close()
     before = snapshot(registry)
     socket_id = facts_of(ours).socket
-    blank = {"shut_receive": True, "shut_send": True, "reset_seen": True, "nonblocking": True, "linger_s": 0}
+    blank = {**dict.fromkeys(COMMON_FIELDS, True), "linger_s": 0, "linger_kept_s": None, "events": 0}
     lies: list[tuple[Code, dict[str, Any], type[OSError]]] = [
         (Code.BEGIN_CLOSE, {"descriptor": 1}, NotASocket),
         (Code.END_CLOSE, {"descriptor": 1}, NotASocket),

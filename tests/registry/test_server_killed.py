@@ -49,6 +49,28 @@ def hook(point, context):
 """
 
 
+@pytest.mark.fault("F-30", "F-31")
+@pytest.mark.parametrize("point", ["take.counted", "take.fd_queued"])
+def test_killed_in_the_middle_of_a_claim_the_claimer_gets_the_end_and_nothing_stays(
+    run: Callable[..., Running], point: str
+) -> None:
+    """Counted for the claimer, or already on its way: custody and what is in flight are the kernel's to end."""
+    registry = run(KILL_AT.format(point=point, code=0, hits=1), "hook=hook")
+    near, far = socket.socketpair()
+    with registry.peer() as peer:
+        peer.announce(near, 1)
+        secret = peer.issue(near, 1, os.getpid())
+        near.close()
+        with pytest.raises(Gone):
+            while True:
+                peer.send(Code.CLAIM, secret=secret)
+                peer.receive()
+        assert wait_dead(registry.pid)
+        assert bool(peer.came) == (point == "take.fd_queued")
+    assert far.recv(1) == b""
+    far.close()
+
+
 @pytest.mark.fault("F-75", "F-31", "F-04")
 @pytest.mark.parametrize("point", ["reg.request", "reg.commit", "reg.reply"])
 @pytest.mark.parametrize("code", [Code.ANNOUNCE, Code.ISSUE, Code.CLAIM, Code.ACK, Code.BEGIN_CLOSE, Code.END_CLOSE])
