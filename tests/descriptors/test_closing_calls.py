@@ -59,7 +59,7 @@ RECEIVING = [
 ]
 
 
-@pytest.mark.fault("F-38")
+@pytest.mark.fault("F-38", "I4")
 @pytest.mark.rule("CLOSE-20", "CLOSE-28")
 @pytest.mark.parametrize(("kind", "call"), RECEIVING)
 def test_a_close_ends_this_process_s_receive_and_no_other_s(

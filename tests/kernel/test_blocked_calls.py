@@ -127,7 +127,7 @@ def test_a_call_that_begins_after_the_close_is_not_a_socket(pair: Pair) -> None:
         assert refused.value.winerror == 10038
 
 
-@pytest.mark.fault("F-38")
+@pytest.mark.fault("F-38", "I7")
 @pytest.mark.parametrize("set_is_made", [False, True])
 def test_a_blocked_thread_makes_no_system_call(pair: Pair, set_is_made: bool) -> None:
     """I7: no waiting in slices; two equal looks at a sleeping thread show that it made no call in between."""

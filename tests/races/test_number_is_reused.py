@@ -19,7 +19,7 @@ from tests.kernel.kinds import RECEIVES, Pair
 STORM_S = 2.0
 
 
-@pytest.mark.fault("F-47")
+@pytest.mark.fault("F-47", "I5")
 @pytest.mark.parametrize("point", ["op.enter", "op.waiting", "op.ready"])
 def test_a_call_held_anywhere_meets_the_dead_file(pair: Pair, point: str, points: stage.Points) -> None:
     """Its socket is closed and new ones are opened meanwhile: none of them gets its number, none loses a byte."""
@@ -44,7 +44,7 @@ def test_a_call_held_anywhere_meets_the_dead_file(pair: Pair, point: str, points
         stranger.close()
 
 
-@pytest.mark.fault("F-47")
+@pytest.mark.fault("F-47", "I5")
 def test_a_direct_call_meets_the_dead_file(pair: Pair) -> None:
     """The fast path's call, between look-up and system call: it has the object, and the object has a dead number."""
     kernel = kinds.adopt(pair.local)
@@ -65,7 +65,7 @@ def test_a_direct_call_meets_the_dead_file(pair: Pair) -> None:
         stranger.close()
 
 
-@pytest.mark.fault("F-47")
+@pytest.mark.fault("F-47", "I5")
 def test_open_and_close_storm_with_tagged_bytes() -> None:
     """Threads open, use and close as fast as they can; a socket's bytes carry its tag, and none arrives elsewhere."""
     deadline_s = monotonic() + STORM_S

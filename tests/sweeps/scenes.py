@@ -47,9 +47,7 @@ class Outcome:
     def __init__(self, value: Any = None, error: BaseException | None = None) -> None:
         self.value = value
         self.error = error
-        while error is not None:  # a traceback's frames hold what the call had in hand
-            error.__traceback__ = None
-            error = error.__cause__ or error.__context__
+        _forget_frames(error)
 
     @property
     def was_interrupted(self) -> bool:
@@ -58,6 +56,14 @@ class Outcome:
     def value_or(self, again: Callable[[], T]) -> T:
         """Return the value; where the call has failed, what it gives untroubled, in another thread."""
         return self.value if self.error is None else untroubled(again)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the tracebacks of an error and of what led to it: their frames hold what the call had in hand."""
+    if error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        _forget_frames(error.__cause__)
+        _forget_frames(error.__context__)
 
 
 def untroubled(call: Callable[[], T]) -> T:
