@@ -21,6 +21,8 @@ NOTES: Final = {
     "P7": "an accept makes a waker, a descriptor and a table entry for its client, and each client wakes one thread "
     "per process (EPOLLEXCLUSIVE would lose wake-ups for other processes).",
     "P8": "each datagram wakes a thread through the wait set, which then tries: the chain inside the set.",
-    "P15": "a waker, and at the close a duplicate and the dead file over the number, beside the socket itself.",
+    "P15": "each descriptor has a waker, notes where it was opened and closed, and its close asks for unsent bytes, "
+    "duplicates the file, puts the dead file over the number and makes an object for the duplicate. Not tried yet: to "
+    "close at once where no other frame has the kernel socket.",
     "P16": "names import their room when they are asked for.",
 }
