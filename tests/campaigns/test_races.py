@@ -178,7 +178,7 @@ class Sent(NamedTuple):
 
 @pytest.mark.rule("CLOSE-20", "DUP-15", "REF-1")
 @pytest.mark.fault("I1", "I2", "I3")
-@editions(STREAMS, "unix-stream")
+@editions(STREAMS, "tcp4")
 def test_close_against_send(kind: str, company: str, rounds: int, run: Run, tmp_path: Path) -> None:
     """What the peer got is what the sends say they have sent; an aborted one says how much of it was queued before.
 
