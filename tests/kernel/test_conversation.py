@@ -306,10 +306,10 @@ def test_the_face_converses_until_the_terms_change(monkeypatch: pytest.MonkeyPat
 
 def test_when_data_is_there_before_the_wait_receives_try_first_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with talking() as (shared, talk, peer):
-        peer.sendall(STREAM[: 70 * SIZE])
-        assert b"".join(shared.recv(SIZE) for _ in range(68)) == STREAM[: 68 * SIZE]
-        assert talk.size == SIZE, "the first 64 are not probed, and three finds are chance"
-        assert b"".join(shared.recv(SIZE) for _ in range(2)) == STREAM[68 * SIZE : 70 * SIZE]
+        peer.sendall(STREAM[: 98 * SIZE])
+        assert b"".join(shared.recv(SIZE) for _ in range(96)) == STREAM[: 96 * SIZE]
+        assert talk.size == SIZE, "the first 65 are not probed, and 31 finds are chance"
+        assert b"".join(shared.recv(SIZE) for _ in range(2)) == STREAM[96 * SIZE : 98 * SIZE]
         assert talk.size not in (SIZE, BUSY)
         assert shared._calm
 
