@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sharedsock.model.winsock import WSAEPROVIDERFAILEDINIT, WSANOTINITIALISED
 from sharedsock.spi import callbacks, catalog, handles
@@ -26,27 +26,31 @@ _lock = threading.Lock()
 _count = 0
 _version = HIGHEST_VERSION
 _started: list[Provider] = []
-_upcalls = UpcallTable()
+_OWN: Final = UpcallTable()
+_upcalls = _OWN
 
 
-def WSPStartup(wVersionRequested: int = HIGHEST_VERSION) -> WSPDATA:
+def WSPStartup(wVersionRequested: int = HIGHEST_VERSION, UpcallTable: UpcallTable | None = None) -> WSPDATA:
     """Begin to use this face in this process; as many WSPCleanup calls end it.
 
     Args:
         wVersionRequested: MAKEWORD(major, minor); 0x0202 is 2.2.
+        UpcallTable: what providers that start from now on get for upcalls; None: the DLL's own.
 
     Raises:
         WSAError: 10092, a version below the lowest there is; 10036, from inside a callback.
 
     Source: WSPStartup.
     """
-    global _count, _version
+    global _count, _version, _upcalls
     if callbacks.active:
         callbacks.refuse_nested()
     version = negotiated(wVersionRequested)
     with _lock:
         _count += 1
         _version = version
+        if UpcallTable is not None or _count == 1:
+            _upcalls = _OWN if UpcallTable is None else UpcallTable
         handles.set_started(True)
     return WSPDATA(version, HIGHEST_VERSION, "sharedsock: Winsock's service provider interface, on POSIX")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -36,13 +37,12 @@ class Counting(UpcallTable):
 
 
 @pytest.fixture
-def counting(monkeypatch: pytest.MonkeyPatch) -> Counting:
+def counting() -> Iterator[Counting]:
     """Have every provider that starts up from now on get counted upcalls."""
-    from sharedsock.spi import startup
-
     made = Counting()
-    monkeypatch.setattr(startup, "_upcalls", made)
-    return made
+    spi.WSPStartup(0x0202, made)
+    yield made
+    spi.WSPCleanup()
 
 
 # -- IFS ------------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_an_entry_says_truly_whose_handles_it_has(base: Entries) -> None:
 
 @pytest.mark.rule("NONIFS-5", "NONIFS-10", "NONIFS-11")
 def test_each_handle_is_given_back_exactly_once_last_or_not_and_not_on_a_refusal(
-    counting: Counting, started: None, registry: Any
+    counting: Counting, registry: Any
 ) -> None:
     with installed(Plain, base_entry()) as top:
         entries = Entries(top, top)
@@ -220,7 +220,7 @@ def test_a_handle_that_is_never_given_back_leaks_and_the_audit_says_where_it_was
 
 @pytest.mark.rule("NONIFS-9")
 def test_the_handle_is_given_back_after_the_abort_and_before_nothing_else_can_use_it(
-    counting: Counting, started: None, registry: Any
+    counting: Counting, registry: Any
 ) -> None:
     """When WPUCloseSocketHandle is called, this process's blocked call has ended and the lower handle answers 10038."""
     with installed(Plain, base_entry()) as top:
