@@ -1,6 +1,6 @@
 """Which rules of the specification and faults of the catalogue have a test, and which have none.
 
-    python tools/spec_coverage.py [--stage N] [--missing] [ROOT]
+    python tools/spec_coverage.py [--stage N] [--missing | --markdown] [ROOT]
 
 A test claims numbers by its markers: `@pytest.mark.rule("DUP-3", "DUP-5")`, `@pytest.mark.fault("F-22")`; they are read
 from the syntax trees below tests/, so nothing is imported. The numbers are in spec_numbers.toml. Exits 0, or with
@@ -18,17 +18,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-__all__ = ["Numbers", "claims", "load", "main"]
+__all__ = ["Numbers", "claims", "load", "main", "table"]
 
 NUMBERS_FILE: Final = Path(__file__).with_name("spec_numbers.toml")
 MARKERS: Final = ("rule", "fault")
+NOT_OF_WINSOCK: Final = ("Invariants", "Fault catalogue", "Security requirements")
 
 
 class Numbers(NamedTuple):
-    """The data file: section -> number -> title, and stage -> numbers."""
+    """The data file: section -> number -> title, stage -> numbers, and number -> why it has no test."""
 
     sections: dict[str, dict[str, str]]
     stages: dict[int, list[str]]
+    untested: dict[str, str]
 
 
 def load(path: Path = NUMBERS_FILE) -> Numbers:
@@ -42,7 +44,7 @@ def load(path: Path = NUMBERS_FILE) -> Numbers:
     stages = {}
     for stage, entries in data["stages"].items():
         stages[int(stage)] = [number for entry in entries for number in _spell_out(entry, known)]
-    return Numbers(data["sections"], stages)
+    return Numbers(data["sections"], stages, data.get("untested", {}))
 
 
 def _spell_out(entry: str, known: list[str]) -> list[str]:
@@ -86,14 +88,38 @@ def _is_marker(function: ast.expr) -> bool:
     )
 
 
+def table(numbers: Numbers, root: Path) -> str:
+    """Return the Winsock rules' coverage as a table: a section per line, and what has no test with the reason."""
+    tested = {claim.number for claim in claims(root)}
+    lines = ["| rules of the SPI pages | how many | with a test | without |", "| --- | --- | --- | --- |"]
+    counts = [0, 0]
+    for section, titles in numbers.sections.items():
+        if section in NOT_OF_WINSOCK:
+            continue
+        without = [
+            f"{number}: {numbers.untested.get(number, title)}"
+            for number, title in titles.items()
+            if number not in tested
+        ]
+        done = len(titles) - len(without)
+        counts = [counts[0] + len(titles), counts[1] + done]
+        lines.append(f"| {section} | {len(titles)} | {done} | {'; '.join(without)} |")
+    lines.append(f"| all | {counts[0]} | {counts[1]} | |")
+    return "\n".join(lines)
+
+
 def main(arguments: list[str]) -> int:
     """Print the table and the count of each section; return 1 if a stage misses one or a marker names none."""
     parser = argparse.ArgumentParser(prog="spec_coverage.py", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("root", nargs="?", type=Path, default=Path(__file__).resolve().parents[1])
     parser.add_argument("--stage", type=int, help="only the numbers of this stage, and fail if one has no test")
     parser.add_argument("--missing", action="store_true", help="list only the numbers without a test")
+    parser.add_argument("--markdown", action="store_true", help="print the README's table of the Winsock rules")
     options = parser.parse_args(arguments)
     numbers = load()
+    if options.markdown:
+        print(table(numbers, options.root))
+        return 0
     if options.stage is not None and options.stage not in numbers.stages:
         parser.error(f"no stage {options.stage}; there are {sorted(numbers.stages)}")
     wanted = numbers.stages.get(options.stage)

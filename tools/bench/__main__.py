@@ -14,7 +14,20 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from tools.bench import aborts, accepts, crowds, fastpath, openings, peers, pingpong, plugin, registry, sharing, streams
+from tools.bench import (
+    aborts,
+    accepts,
+    crowds,
+    fastpath,
+    openings,
+    peers,
+    pingpong,
+    plugin,
+    registry,
+    sharing,
+    spi,
+    streams,
+)
 from tools.bench.notes import NOTES
 from tools.bench.rounds import Result, Settings
 
@@ -31,6 +44,7 @@ MEASURES: Final[dict[Callable[[Settings], Iterator[Result]], tuple[str, ...]]] =
     registry.measure: ("P11", "P12", "P13", "P14"),
     openings.measure: ("P15", "P16"),
     plugin.measure: ("P16",),
+    spi.measure: ("P17", "P18"),
 }
 ITEMS: Final = list(dict.fromkeys(item for items in MEASURES.values() for item in items))
 
