@@ -34,6 +34,7 @@ __all__ = ["Reporter", "end_processes", "main", "start_warden"]
 END_S: Final = 5.0
 _MOST: Final = 8192
 _PATIENCE_S: Final = 0.2
+_START_S: Final = 30.0
 # As the registry starts itself: the package's faces are not needed here, and importing them takes most of the start.
 _CODE: Final = (
     "import sys, types\n"
@@ -146,6 +147,7 @@ class _Warden:
         self._terminal = terminal
         self._hang_timeout_s = hang_timeout_s
         self._last_move_s = time.monotonic()
+        self._has_begun = False  # workers start before anything moves, on a busy machine for seconds
         self._under_way: dict[int, tuple[float, float, str]] = {}  # pid: since, until, test
         self._workers: dict[int, tuple[int, str]] = {}  # pidfd: pid, name
         self._poll = select.poll()
@@ -180,6 +182,7 @@ class _Warden:
         message = json.loads(self._listener.recv(_MOST))
         pid, at_s = int(message["pid"]), float(message["at"])
         self._last_move_s = max(self._last_move_s, at_s)
+        self._has_begun = self._has_begun or message["what"] in ("begin", "beat")
         match message["what"]:
             case "hello":
                 if message.get("worker") and (number := _pidfd(pid)) is not None:
@@ -204,7 +207,9 @@ class _Warden:
     def _deadline_s(self) -> float:
         if self._under_way:
             return min(until_s for _, until_s, _ in self._under_way.values())
-        return self._last_move_s + self._hang_timeout_s if self._hang_timeout_s else float("inf")
+        if not self._hang_timeout_s:
+            return float("inf")
+        return self._last_move_s + (self._hang_timeout_s if self._has_begun else max(_START_S, self._hang_timeout_s))
 
     def _end_hang(self) -> None:
         """Print the page, end the run."""
