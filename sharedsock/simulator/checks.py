@@ -14,7 +14,7 @@ from sharedsock.simulator.invariants import T_ABORT, i2_count
 from sharedsock.simulator.stage import LISTENER, PEER, STREAM, Stage
 from sharedsock.testing.observation import TcpFacts, ThreadFacts, tcp_sockets
 from sharedsock.testing.outcomes import Aborted, Returned
-from sharedsock.testing.pending import Pending
+from sharedsock.testing.pending import ActorIdle
 
 __all__ = [
     "close_all",
@@ -40,10 +40,8 @@ Looks = dict[tuple[str, str], ThreadFacts]
 
 def look(stage: Stage, names: Collection[str]) -> Looks:
     """Look at every blocked thread of these holders, and at the far peer's witness, which must sleep still."""
-    _expect_silence(stage, "REF-2")
-    looks = stage.wait_all_blocked(names)
-    looks[PEER, "watch"] = stage.peer.wait_until_asleep("watch")
-    return looks
+    witness = _expect_silence(stage, "REF-2")
+    return {(PEER, "watch"): witness, **stage.wait_all_blocked(names)}
 
 
 def expect_undisturbed(stage: Stage, before: Looks, names: Collection[str], rule: str) -> None:
@@ -65,10 +63,13 @@ def expect_peer_unaware(stage: Stage, rule: str) -> None:
     stage.expect("the far peer", "no event, established" if is_there else f"TCP state {state}", rule, is_there)
 
 
-def _expect_silence(stage: Stage, rule: str) -> None:
-    watch: Pending = stage.facts["watch"]
-    if watch.is_done():
-        stage.expect("the far peer", f"has an event, mask {watch.value()}", rule, False)
+def _expect_silence(stage: Stage, rule: str) -> ThreadFacts:
+    """Look at the far peer's witness asleep in its poll; where it is not, wait for it to say what it was woken by."""
+    try:
+        return stage.peer.wait_until_asleep("watch")
+    except ActorIdle:
+        stage.expect("the far peer", f"has an event, mask {stage.facts['watch'].value()}", rule, False)
+        raise
 
 
 def expect_counts(stage: Stage, rule: str) -> None:

@@ -121,6 +121,8 @@ def received_exactly_once(stage: Stage) -> None:
     has_listener = LISTENER in stage.shared
     total = RECORDS if has_listener else DATAGRAMS
     records, clients = shares_of(total, receivers), shares_of(CLIENTS if has_listener else 0, receivers)
+    # Whoever an earlier record or client woke, and who has not yet found it taken, would take one of these instead.
+    stage.wait_all_blocked(receivers)
     began_s = monotonic()
     for name in receivers:
         _deliver_to(stage, name, records[name], clients[name])

@@ -26,7 +26,7 @@ from sharedsock.simulator.scenario import (
 from sharedsock.simulator.stage import Stage, open_stage
 from sharedsock.simulator.timeline import Timeline
 from sharedsock.testing.outcomes import ActorRaised
-from sharedsock.testing.pending import ActorDied, ActorTimeout
+from sharedsock.testing.pending import ActorDied, ActorIdle, ActorTimeout
 
 __all__ = ["SCENARIOS", "Intervention", "play"]
 
@@ -35,7 +35,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = MappingProxyType({CLOSING_SOCKETS.nam
 Intervention = Callable[[Stage], None]
 """Something done to the stage right before a promise is checked: how a test makes a player misbehave."""
 
-_FAILURES: Final = (PromiseBroken, ActorDied, ActorTimeout, ActorRaised, OSError)
+_FAILURES: Final = (PromiseBroken, ActorDied, ActorIdle, ActorTimeout, ActorRaised, OSError)
 
 
 def play(

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from sharedsock.testing.leaks import Checkers, LeakError, no_leaks
     from sharedsock.testing.leases import Lease, TcpLease, UnixLease, activated, lease_tcp, lease_unix
     from sharedsock.testing.outcomes import Aborted, Accepted, ActorRaised, Outcome, Raised, Received, Returned
-    from sharedsock.testing.pending import ActorDied, ActorThread, ActorTimeout, Event, Pending
+    from sharedsock.testing.pending import ActorDied, ActorIdle, ActorThread, ActorTimeout, Event, Pending
 
 __all__ = [
     "Aborted",
     "Accepted",
     "Actor",
     "ActorDied",
+    "ActorIdle",
     "ActorRaised",
     "ActorThread",
     "ActorTimeout",
@@ -88,6 +89,7 @@ _HOMES: Final = {
     ),
     "sharedsock.testing.pending": (
         "ActorDied",
+        "ActorIdle",
         "ActorThread",
         "ActorTimeout",
         "Event",

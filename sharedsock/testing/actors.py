@@ -23,7 +23,7 @@ from sharedsock.testing.frames import Reader, encode, pipe_pair, wait_readable
 from sharedsock.testing.launch import Running, launch
 from sharedsock.testing.observation import thread_facts
 from sharedsock.testing.outcomes import describe_exit
-from sharedsock.testing.pending import ActorDied, ActorThread, ActorTimeout, Event, Pending
+from sharedsock.testing.pending import ActorDied, ActorIdle, ActorThread, ActorTimeout, Event, Pending
 
 if TYPE_CHECKING:
     from sharedsock.testing.observation import ThreadFacts
@@ -190,6 +190,14 @@ class Actor:
         """Return the kinds of operation for which the actor's table lists a thread as waiting."""
         kinds: tuple[str, ...] = self._ask("waits", thread)
         return kinds
+
+    def fail_idle(self, thread: str) -> None:
+        """Raise ActorIdle if all commands a thread was given have ended, as far as the actor has told."""
+        if any(pending.thread == thread for pending in self._pending.values()):
+            return
+        last = next((one for one in reversed(self.events) if (one.thread, one.kind) == (thread, "outcome")), None)
+        came = "it was given no command" if last is None else f"its last command, {last.value[0]}, {last.value[1]}"
+        raise ActorIdle(f"actor {self.name}: thread {thread} waits for nothing; {came}")
 
     # life and death
 

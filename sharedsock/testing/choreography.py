@@ -69,7 +69,8 @@ def wait_until_blocked(actor: Actor, thread: str, timeout_s: float | None = None
         The look that showed it; a second, equal look later shows that it made no system call in between.
 
     Raises:
-        ActorTimeout: it did not block in time, for instance because its command ended; carries the stacks.
+        ActorIdle: its commands have ended instead.
+        ActorTimeout: it did not block in time; carries the stacks.
     """
     deadline_s = monotonic() + (actor.timeout_s if timeout_s is None else timeout_s)
     what = f"thread {thread} to block"
@@ -79,15 +80,22 @@ def wait_until_blocked(actor: Actor, thread: str, timeout_s: float | None = None
             # Still registered after the look: the look was not at the wait before the last wake-up.
             if facts.is_waiting and actor.kinds_waiting(thread):
                 return facts
+        actor.fail_idle(thread)
         actor.pump(min(deadline_s, monotonic() + _LOOK_AGAIN_S))
         if monotonic() >= deadline_s:
             actor.fail_waiting(what)
 
 
 def wait_until_asleep(actor: Actor, thread: str, timeout_s: float | None = None) -> ThreadFacts:
-    """Wait until the kernel shows a thread asleep in poll, select or epoll; for threads that use plain sockets."""
+    """Wait until the kernel shows a thread asleep in poll, select or epoll; for threads that use plain sockets.
+
+    Raises:
+        ActorIdle: its commands have ended instead.
+        ActorTimeout: it did not fall asleep in time; carries the stacks.
+    """
     deadline_s = monotonic() + (actor.timeout_s if timeout_s is None else timeout_s)
     while not (facts := thread_facts(actor.pid, actor.tid(thread))).is_waiting:
+        actor.fail_idle(thread)
         actor.pump(min(deadline_s, monotonic() + _LOOK_AGAIN_S))
         if monotonic() >= deadline_s:
             actor.fail_waiting(f"thread {thread} to sleep in a wait")

@@ -14,7 +14,7 @@ from sharedsock.testing.outcomes import Outcome, value_of
 if TYPE_CHECKING:
     from sharedsock.testing.actors import Actor
 
-__all__ = ["ActorDied", "ActorThread", "ActorTimeout", "Event", "Pending"]
+__all__ = ["ActorDied", "ActorIdle", "ActorThread", "ActorTimeout", "Event", "Pending"]
 
 
 class ActorTimeout(TimeoutError):
@@ -23,6 +23,10 @@ class ActorTimeout(TimeoutError):
 
 class ActorDied(RuntimeError):
     """The actor's process ended while something was expected of it."""
+
+
+class ActorIdle(RuntimeError):
+    """A thread was to wait, and has nothing left to do; the message says what its last command came to."""
 
 
 @dataclass(frozen=True, slots=True)

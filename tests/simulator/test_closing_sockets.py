@@ -5,18 +5,23 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sharedsock.simulator.checks import wait_reports
+from sharedsock.simulator.closing_sockets import RECORDS
 from sharedsock.simulator.invariants import T_ABORT
+from sharedsock.simulator.player import record
 from sharedsock.simulator.runner import SCENARIOS, Intervention, play
 from sharedsock.simulator.scenario import Finding, Options, Promise, Report, Standing, Verdict
 from sharedsock.simulator.stage import PEER, Stage, StageError
 from sharedsock.simulator.timeline import Mark
 from sharedsock.simulator.transports import Transport
 from sharedsock.testing.commands import Belongings
+from sharedsock.testing.observation import ThreadFacts, thread_facts
 
 STORY = SCENARIOS["closing-sockets"]
 
@@ -178,8 +183,6 @@ def _second_descriptor(stage: Stage) -> None:
 
 
 def _record_twice(stage: Stage) -> None:
-    from sharedsock.simulator.player import record
-
     stage.peer.sendall(record(7, 64), on="stream")
 
     def is_seen() -> bool:
@@ -257,6 +260,55 @@ def test_so_does_one_with_other_options(options: Options, promise: str, misbehav
     report = play(STORY, options, before={promise: misbehave})
     assert [verdict.promise.name for verdict in report.broken] == [promise], reasons(report)
     assert reason in report.broken[0].reason
+
+
+def test_who_was_woken_in_vain_has_waited_again_before_more_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B finds a record taken, but late: held between wake-up and try, it would take one of those meant for C."""
+    released: list[bool] = []
+
+    def be_late(stage: Stage) -> None:
+        late, prompt = (stage[name].hold_at("op.ready", "recv-1") for name in "BC")
+        stage.peer.sendall(record(RECORDS, 64), on="stream")
+        late.wait_reached()
+        prompt.wait_reached()
+        prompt.release()
+        wait_reports(stage, ("C",), 1, 0)
+        stage.facts["had"] = {"B": (0, 0), "C": (1, 0)}
+        wait_all_blocked = stage.wait_all_blocked
+
+        def release(names: Collection[str]) -> dict[tuple[str, str], ThreadFacts]:
+            late.release()
+            released.append(True)
+            return wait_all_blocked(names)
+
+        monkeypatch.setattr(stage, "wait_all_blocked", release)
+
+    report = play(STORY, Options(threads=1), before={"deliver": be_late})
+    assert report.holds, reasons(report)
+    assert released
+
+
+@pytest.mark.parametrize("promise", ["close", "kill"])
+def test_an_event_at_the_peer_is_told_as_one_however_late_it_is_heard_of(
+    promise: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The far peer wakes right after a look that found it asleep, and before it has said so."""
+
+    def be_told(stage: Stage) -> None:
+        wait_all_blocked = stage.wait_all_blocked
+
+        def tell(names: Collection[str]) -> dict[tuple[str, str], ThreadFacts]:
+            monkeypatch.undo()
+            stage["C"].sendall(b"hello", on="stream")
+            tid = stage.peer.tid("watch")
+            stage.wait_until(lambda: thread_facts(stage.peer.pid, tid).is_waiting, False, 10.0)
+            return wait_all_blocked(names)
+
+        monkeypatch.setattr(stage, "wait_all_blocked", tell)
+
+    report = play(STORY, Options(threads=1), before={promise: be_told})
+    assert [verdict.promise.name for verdict in report.broken] == [promise], reasons(report)
+    assert report.broken[0].reason == "the far peer: has an event, mask 1"
 
 
 def test_a_leak_in_the_controller_is_found_too() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sharedsock.testing import Aborted, Actors, ActorTimeout, Received, in_order
+from sharedsock.testing import Aborted, ActorIdle, Actors, ActorTimeout, Received, in_order
 from sharedsock.testing.observation import thread_facts
 
 
@@ -32,8 +32,26 @@ def test_an_idle_thread_is_not_blocked(actors: Actors, pair: Any) -> None:
     (actor,) = actors.share(pair.local, count=1)
     actor.thread("reader").call(abs, 1).value()
     assert actor.kinds_waiting("reader") == ()
-    with pytest.raises(ActorTimeout, match="thread reader to block"):
-        actor.wait_until_blocked("reader", timeout_s=0.02)
+    with pytest.raises(ActorIdle, match="thread reader waits for nothing; its last command, call, returned 1"):
+        actor.wait_until_blocked("reader")
+    with pytest.raises(ActorIdle, match="thread other waits for nothing; it was given no command"):
+        actor.wait_until_blocked("other")
+
+
+def test_a_thread_is_not_idle_before_its_command_has_ended(actors: Actors, pair: Any) -> None:
+    """Held with what it has received, it neither waits nor has ended; the end is heard of whenever it comes."""
+    (actor,) = actors.share(pair.local, count=1)
+    actor.thread("reader").recv(16)
+    actor.wait_until_blocked("reader")
+    with actor.hold_at("op.done") as barrier:
+        pair.peer.sendall(b"x")
+        barrier.wait_reached()
+        for wait in (actor.wait_until_blocked, actor.wait_until_asleep):
+            with pytest.raises(ActorTimeout, match="thread reader to"):
+                wait("reader", 0.02)
+    for wait in (actor.wait_until_blocked, actor.wait_until_asleep):
+        with pytest.raises(ActorIdle, match="its last command, recv, received 1 bytes"):
+            wait("reader")
 
 
 def test_a_registered_thread_that_is_held_is_not_blocked(actors: Actors, pair: Any) -> None:
