@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +66,8 @@ def test_a_deadlock_prints_the_merged_page_and_ends_the_run(
 ) -> None:
     done = session(DEADLOCK.format(marker=marker), "-q", *arguments)
     ended_s = time.time()
-    assert done.code == pytest.ExitCode.INTERRUPTED, done.out
+    # Interrupted; or killed by the warden, on a machine too busy for pytest to end within five seconds of that.
+    assert done.code in (pytest.ExitCode.INTERRUPTED, -signal.SIGKILL), done.out
     page = done.out.partition("======== sharedsock: ")[2].partition("======== end of the page")[0]
     assert re.match(r"test_inner.py::test_deadlock has been running for [\d.]+ s in process \d+", page), done.out
     assert re.search(r"actor actor-1 \(process \d+\) thread reading-thread: recv on .* waits for", page), page
@@ -75,7 +77,7 @@ def test_a_deadlock_prints_the_merged_page_and_ends_the_run(
     assert re.search(r"process \d+ gw\d, child of" if "-n2" in arguments else r"process \d+ controller, child of", page)
     # 3 s after the deadlock's test began the page is due; it took at most 2 s more, and so did the end.
     deadlocked_s = (sessions.directory / "deadlocked").stat().st_mtime
-    assert ended_s - deadlocked_s < 3 + 2 * UNDER_LOAD
+    assert ended_s - deadlocked_s < 3 + 2 * UNDER_LOAD + (5 if done.code < 0 else 0)
     assert pids_with(str(sessions.directory)) == []
 
 
