@@ -27,7 +27,7 @@ __all__ = ["Look", "enroll", "look_at", "note_doing", "number_in", "withdraw"]
 
 SIGNAL: Final = signal.SIGRTMAX - 3
 _END: Final = "-- end of "
-_ANSWER_S: Final = 1.2
+_ANSWER_S: Final = 3.0
 _ENROLLED: Final[dict[str, int]] = {}
 _called: Final[list[str]] = [""]
 _doing: Final[list[str]] = [""]
