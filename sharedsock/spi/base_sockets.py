@@ -8,7 +8,6 @@ has its blocking calls made in short waits with the hook in between; every other
 from __future__ import annotations
 
 import errno
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from sharedsock.descriptors import options
@@ -91,9 +90,10 @@ class BaseSockets(Provider):
 
 def is_nonblocking(descriptor: Descriptor) -> bool:
     """Whether calls on the socket may not wait, as all its sharers see it."""
-    with suppress(RegistryGone):  # no page here, and nobody to ask
+    try:
         return options.common(descriptor).nonblocking
-    return descriptor.local.nonblocking
+    except RegistryGone:  # no page here, and nobody to ask
+        return descriptor.local.nonblocking
 
 
 def wait_once_or_with_hook(descriptor: Descriptor, attempt: Callable[[float | None], T]) -> T:

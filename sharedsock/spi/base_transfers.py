@@ -28,6 +28,7 @@ from sharedsock.model.winsock import (
     WSAENOTCONN,
     WSAEOPNOTSUPP,
 )
+from sharedsock.spi import callbacks
 from sharedsock.spi.base_connections import with_address
 from sharedsock.spi.base_requests import Requests
 from sharedsock.spi.base_sockets import Opened, is_nonblocking, wait_once_or_with_hook
@@ -155,8 +156,39 @@ class Transfers(Requests):
                 opened, lpBuffers, dwFlags, lpOverlapped, lpCompletionRoutine, lpThreadId
             )
             return count, flags
+        # The hot path: one bytearray, a blocking stream, and nobody who wants to hear of it.
+        descriptor = opened.descriptor
+        if not dwFlags and descriptor.type == socket.SOCK_STREAM and lpBuffers.__class__ is list:
+            client = descriptor.client
+            try:
+                state = descriptor.local if client is None else client.common(descriptor.slot)
+            except OSError as error:
+                raise translated(error) from error
+            if not state.nonblocking and not state.events and callbacks.blocking_hook() is None:
+                buffer = lpBuffers[0] if len(lpBuffers) == 1 else None
+                if buffer and buffer.__class__ is bytearray:
+                    return self._receive_into(descriptor, buffer), 0
         count, flags, _ = self._receive(opened, lpBuffers, dwFlags)
         return count, flags
+
+    def _receive_into(self, descriptor: Descriptor, buffer: bytearray) -> int:
+        """Receive what a blocking stream has."""
+        try:
+            count: int = transfer.receive(
+                descriptor,
+                "recv",
+                "recv_into",
+                (buffer, 0, DONTWAIT),
+                lambda count: Kept(bytes(buffer[:count])),
+                lambda kept: fill([memoryview(buffer)], kept.data),
+                len(buffer),
+                timeout_s=None,
+            )
+            if not count:
+                options.verdict_on_empty(descriptor)
+        except OSError as error:
+            raise _receiving_failed(descriptor, error) from error
+        return count
 
     def WSPRecvFrom(
         self,
@@ -188,9 +220,7 @@ class Transfers(Requests):
                 return count, 0, None
             return self._receive_once(descriptor, views, limit, flags)
         except OSError as error:
-            if error.errno == errno.ENOTCONN and options.common(descriptor).reset_seen:  # a sharer's own reset
-                raise WSAError(WSAECONNRESET) from error
-            raise translated(error) from error
+            raise _receiving_failed(descriptor, error) from error
         finally:
             if not descriptor.is_closed and events.is_registered(descriptor):
                 events.reenable(descriptor, FD_READ | FD_OOB)  # also where it has failed (EVENT-7)
@@ -233,6 +263,13 @@ class Transfers(Requests):
         if found & socket.MSG_TRUNC and descriptor.type != socket.SOCK_STREAM:
             raise WSAError(WSAEMSGSIZE, "the message is longer than the buffers; the rest of it is lost")
         return count, 0, address or None
+
+
+def _receiving_failed(descriptor: Descriptor, error: OSError) -> WSAError:
+    """Translate the error of a receive: after a reset that a sharer has made, Linux says ENOTCONN."""
+    if error.errno == errno.ENOTCONN and options.common(descriptor).reset_seen:
+        return WSAError(WSAECONNRESET)
+    return translated(error)
 
 
 def _sending_failed(descriptor: Descriptor, error: OSError) -> WSAError:
