@@ -18,6 +18,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -71,6 +72,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["XDG_RUNTIME_DIR"] = str(base)
     for name in ("SHAREDSOCK_TREE", "SHAREDSOCK_REGISTRY", "SHAREDSOCK_AUDIT"):
         os.environ.pop(name, None)
+    # A shell that starts us in the background has SIGINT ignored, and every process of ours would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 _base_key: Final = pytest.StashKey[Path]()
