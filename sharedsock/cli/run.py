@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
 from typing import Any, Final
 
 from sharedsock.cli.pages import Progress, show, verdict_line
-from sharedsock.simulator.runner import SCENARIOS, Intervention, play
+from sharedsock.simulator.runner import SCENARIOS, play
 from sharedsock.simulator.scenario import MOST_LINGER_S, NOBODY, START_METHODS, Finding, Options, Report, Verdict
 from sharedsock.simulator.schedule import Schedule
 from sharedsock.simulator.stage import StageError
@@ -135,18 +134,15 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     return run_scenario(arguments.scenario, options, form)
 
 
-def run_scenario(
-    name: str, options: Options, form: str = "page", before: Mapping[str, Intervention] | None = None
-) -> int:
+def run_scenario(name: str, options: Options, form: str = "page") -> int:
     """Play a scenario and print its report; return the exit code.
 
     Args:
         form: "page", "quiet" or "json".
-        before: interventions that make a player misbehave, by promise; a test has them, the command line has not.
     """
     progress = Progress(sys.stderr) if form == "page" else None
     try:
-        report = play(SCENARIOS[name], options, progress=progress.tell if progress else None, before=before)
+        report = play(SCENARIOS[name], options, progress=progress.tell if progress else None)
     except StageError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 1

@@ -17,8 +17,8 @@ import pytest
 from sharedsock.cli import main
 from sharedsock.cli.pages import Progress, show
 from sharedsock.cli.run import SCHEMA, run_scenario
-from sharedsock.simulator.runner import SCENARIOS
-from sharedsock.simulator.scenario import Finding, Options, Promise, Report, Standing, Verdict
+from sharedsock.simulator.runner import SCENARIOS, play
+from sharedsock.simulator.scenario import Finding, Options, Promise, Report, Scenario, Standing, Verdict
 from sharedsock.simulator.stage import Stage
 from sharedsock.simulator.timeline import Lane, Mark, Moment, Timeline
 from sharedsock.simulator.transports import CLAUSES, TRANSPORTS
@@ -46,31 +46,87 @@ def test_the_main_job_prints_table_and_timeline_and_exits_0() -> None:
     ]
 
 
+def _answer_with(report: Report, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Options, bool]]:
+    """Have the verb given this report instead of a play; return what it asks for: the options, and to tell progress."""
+    asked: list[tuple[Options, bool]] = []
+
+    def play_again(scenario: Scenario, options: Options, *, progress: object) -> Report:
+        assert scenario is report.scenario
+        asked.append((options, progress is not None))
+        return dataclasses.replace(report, options=options)
+
+    monkeypatch.setattr("sharedsock.cli.run.play", play_again)
+    return asked
+
+
 @pytest.mark.parametrize(
-    ("arguments", "shown"),
+    ("arguments", "options", "shown"),
     [
-        (("--processes", "4", "--threads", "1"), "4 processes x 1 threads, fork, tcp, linger off; close order A, B"),
-        (("--processes", "2", "--threads", "5"), "2 processes x 5 threads, fork, tcp, linger off; close order A, B;"),
-        ((*SMALL, "--start-method", "forkserver"), "2 processes x 1 threads, forkserver, tcp, linger off"),
-        ((*SMALL, "--start-method", "spawn"), "2 processes x 1 threads, spawn, tcp, linger off"),
-        ((*SMALL, "--linger", "0"), "2 processes x 1 threads, fork, tcp, linger 0;"),
-        ((*SMALL, "--linger", "1"), "2 processes x 1 threads, fork, tcp, linger 1 s;"),
-        ((*SMALL, "--transport", "unix"), "2 processes x 1 threads, fork, unix, linger off"),
-        ((*SMALL, "--close-order", "B,A"), "linger off; close order B, A;"),
-        ((*SMALL, "--close-order", "B, A", "--kill", "A"), "linger off; close order B, A (killed);"),
+        (
+            ("--processes", "4", "--threads", "1"),
+            Options(processes=4, threads=1),
+            "4 processes x 1 threads, fork, tcp, linger off; close order A, B (killed), C, D;",
+        ),
+        (
+            ("--processes", "2", "--threads", "5"),
+            Options(processes=2, threads=5),
+            "2 processes x 5 threads, fork, tcp, linger off; close order A, B;",
+        ),
+        (("--start-method", "forkserver"), Options(start_method="forkserver"), "threads, forkserver, tcp, linger off;"),
+        (("--start-method", "spawn"), Options(start_method="spawn"), "threads, spawn, tcp, linger off;"),
+        (("--linger", "0"), Options(linger="0"), "threads, fork, tcp, linger 0;"),
+        (("--linger", "1"), Options(linger="1"), "threads, fork, tcp, linger 1 s;"),
+        (("--transport", "unix"), Options(transport="unix"), "threads, fork, unix, linger off;"),
+        (
+            ("--close-order", "B,A,C", "--kill", "none"),
+            Options(close_order=("B", "A", "C"), kill="none"),
+            "linger off; close order B, A, C;",
+        ),
+        (
+            ("--close-order", "B, A, C", "--kill", "A"),
+            Options(close_order=("B", "A", "C"), kill="A"),
+            "linger off; close order B, A (killed), C;",
+        ),
     ],
 )
-def test_each_option_is_what_is_played(arguments: tuple[str, ...], shown: str) -> None:
-    done = run(*arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert shown in done.stdout
+def test_each_option_is_what_is_played_and_shown(
+    arguments: tuple[str, ...],
+    options: Options,
+    shown: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The simulator's own tests play every value; see also the JSON of a run with several of them, below."""
+    asked = _answer_with(_report(), monkeypatch)
+    assert main(["run", "closing-sockets", *arguments]) == 0
+    assert asked == [(options, True)]
+    assert shown in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_promise_without_meaning_prints_na_and_is_counted_so() -> None:
-    done = run(*SMALL)
-    (kill,) = [line for line in done.stdout.splitlines() if line.startswith("4  ")]
+@pytest.fixture(scope="module")
+def small() -> Report:
+    """A real run of two processes."""
+    return play(SCENARIOS["closing-sockets"], Options(processes=2, threads=1))
+
+
+def test_a_promise_without_meaning_prints_na_and_is_counted_so(
+    small: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer_with(small, monkeypatch)
+    assert main(["run", "closing-sockets", *SMALL]) == 0
+    shown = capsys.readouterr().out
+    (kill,) = [line for line in shown.splitlines() if line.startswith("4  ")]
     assert kill.split()[-1] == "n/a"
-    assert done.stdout.rstrip().endswith("closing-sockets: 5 promises held, 1 n/a")
+    assert shown.rstrip().endswith("closing-sockets: 5 promises held, 1 n/a")
+
+
+def test_quiet_prints_one_line(
+    small: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _answer_with(small, monkeypatch)
+    assert main(["run", "closing-sockets", *SMALL, "--quiet"]) == 0
+    assert asked == [(small.options, False)], "nobody is told of progress"
+    assert capsys.readouterr() == ("closing-sockets: 5 promises held, 1 n/a\n", "")
 
 
 def test_a_part_without_meaning_prints_na_with_the_reason_and_is_counted_so() -> None:
@@ -81,11 +137,6 @@ def test_a_part_without_meaning_prints_na_with_the_reason_and_is_counted_so() ->
     assert "linger 0: the connection is reset - SO_LINGER" in shown
     assert "SO_LINGER on a datagram socket refused, 10042 LINGER-11" in shown
     assert "FIN" not in done.stdout
-
-
-def test_quiet_prints_one_line() -> None:
-    done = run(*SMALL, "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "closing-sockets: 5 promises held, 1 n/a\n", "")
 
 
 @pytest.mark.parametrize(
@@ -170,11 +221,19 @@ def _second_descriptor(stage: Stage) -> None:
     stage["A"].do("listen", "left over")
 
 
+@pytest.fixture(scope="module")
+def broken() -> Report:
+    """A real run whose last promise a player breaks."""
+    options = Options(processes=2, threads=1)
+    return play(SCENARIOS["closing-sockets"], options, before={"residue": _second_descriptor})
+
+
 @pytest.mark.parametrize("form", ["page", "quiet", "json"])
-def test_a_broken_promise_exits_1_and_is_named(form: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code = run_scenario(
-        "closing-sockets", Options(processes=2, threads=1), form, before={"residue": _second_descriptor}
-    )
+def test_a_broken_promise_exits_1_and_is_named(
+    form: str, broken: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _answer_with(broken, monkeypatch)
+    code = run_scenario("closing-sockets", broken.options, form)
     shown = capsys.readouterr().out
     assert code == 1
     if form == "json":

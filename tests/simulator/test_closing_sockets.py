@@ -56,8 +56,14 @@ def test_with_linger_0_the_last_close_resets_and_no_other_does(processes: int) -
     assert observed["queued data is discarded"].endswith("then 10054")
 
 
-def test_two_processes_have_none_to_spare_for_a_kill() -> None:
-    report = play(STORY, Options(processes=2, threads=2))
+def test_two_processes_have_none_to_spare_for_a_kill_and_each_promise_is_told_before_and_after() -> None:
+    told: list[tuple[str, Standing | None]] = []
+
+    def tell(promise: Promise, verdict: Verdict | None) -> None:
+        told.append((promise.name, None if verdict is None else verdict.standing))
+
+    report = play(STORY, Options(processes=2, threads=2), progress=tell)
+    assert told == [(one.promise.name, standing) for one in report.verdicts for standing in (None, one.standing)]
     assert standings(report)["kill"] == "n/a"
     assert report.holds, reasons(report)
     kill = next(verdict for verdict in report.verdicts if verdict.promise.name == "kill")
@@ -321,17 +327,6 @@ def test_a_leak_in_the_controller_is_found_too() -> None:
     report = play(STORY, Options(processes=2, threads=1), before={"residue": leak})
     os.close(held["leak"])
     assert report.broken[0].reason.startswith("this process: controller holds")
-
-
-def test_progress_is_told_before_and_after_each_promise() -> None:
-    told: list[tuple[str, Standing | None]] = []
-
-    def tell(promise: Promise, verdict: Verdict | None) -> None:
-        told.append((promise.name, None if verdict is None else verdict.standing))
-
-    play(STORY, Options(processes=2, threads=1), progress=tell)
-    assert [name for name, standing in told if standing is None] == [promise.name for promise in STORY.promises]
-    assert [standing.value for _, standing in told if standing] == ["ok", "ok", "ok", "n/a", "ok", "ok"]
 
 
 def test_an_interrupted_run_leaves_no_process() -> None:
