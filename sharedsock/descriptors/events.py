@@ -14,13 +14,14 @@ Source: LPWSPEVENTSELECT, LPWSPENUMNETWORKEVENTS, WSAEventSelect; "Multiple Hand
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import select
 import socket
 import struct
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final
 
 from sharedsock.descriptors import options, transfer
@@ -193,7 +194,7 @@ class _Recorder:
     def __init__(self) -> None:
         self.era = numbers.current_era()
         self.polls = _Polls()
-        self.rings = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.rings = _socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self.rings.setblocking(False)
             with suppress(OSError):  # a stranger has the name: what other processes do is seen a little later
@@ -343,7 +344,7 @@ def _enable(registration: _Registration, bits: int) -> None:
 
 def _ring(owner: int, socket_id: SocketId, bits: int) -> None:
     """Tell the owner of a registration that something was re-enabled, or that it has been taken over."""
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bell:
+    with suppress(OSError), closing(_socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as bell:
         bell.settimeout(_RING_TIMEOUT_S)
         bell.sendto(_RING.pack(int(socket_id).to_bytes(16, "little"), bits), _name_of(owner))
 

@@ -12,6 +12,7 @@ Source: the rules named beside each promise.
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import select
 import socket
@@ -41,6 +42,7 @@ from sharedsock.model.winsock import (
 )
 from sharedsock.testing.actors import Actor
 from sharedsock.testing.company import Actors
+from sharedsock.testing.frames import plain_socket
 from sharedsock.testing.outcomes import ActorRaised
 from sharedsock.testing.pending import ActorDied, ActorTimeout, Pending
 
@@ -220,7 +222,7 @@ class _Stage:
     @contextlib.contextmanager
     def connection(self, *, small: bool = False) -> Iterator[tuple[int, socket.socket]]:
         """Give A's handle on a connection, and its far end."""
-        with socket.socket() as door:
+        with plain_socket(_socket.socket().detach()) as door:
             if small:
                 door.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             door.bind(("127.0.0.1", 0))
@@ -530,7 +532,9 @@ def a_closed_listener_takes_no_client_from_the_other_process(stage: _Stage) -> N
     stage.value(stage.a, "WSPCloseSocket", listener)
     answer: Answer = mine.value(_QUICK_S)
     expect(answer.code == WSAEINTR, f"A's accept came to {answer}, not WSAEINTR")
-    with socket.create_connection(address, _TIMEOUT_S):
+    with plain_socket(_socket.socket().detach()) as client:
+        client.settimeout(_TIMEOUT_S)
+        client.connect(address)
         answer = other.value(_QUICK_S)
         expect(answer.code == 0, f"B's accept came to {answer}")
         for handle in (answer.value[0], theirs):
