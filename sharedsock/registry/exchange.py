@@ -119,15 +119,18 @@ def receive(channel: socket.socket, parcel: Parcel) -> None:
 
 
 def wait_ready(number: int, event: int, deadline: float) -> bool:
-    """Wait until a channel's number is readable or writable (or broken); False: not before the deadline."""
+    """Wait until a channel's number is readable or writable (or broken); False: not before the deadline.
+
+    It looks once more when the deadline is over: whoever got no processor until then may have had its answer long ago.
+    """
     poller = select.poll()
     poller.register(number, event)
     while True:
         left_s = deadline - time.monotonic()
+        if poller.poll(max(left_s * 1000 + 1, 0)):
+            return True
         if left_s <= 0:
             return False
-        if poller.poll(left_s * 1000 + 1):
-            return True
 
 
 class Waiter:
