@@ -26,6 +26,12 @@ def say_and_wait(shared: ss.SharedSocket) -> None:
     shared.recv(1)
 
 
+def wait_and_say(shared: ss.SharedSocket) -> None:
+    shared.settimeout(JOIN_S)
+    shared.recv(1)
+    say(shared)
+
+
 def say_each(*things: Any, **named: Any) -> None:
     for shared in found_in([things, named]):
         say(shared)
