@@ -10,6 +10,7 @@ A forked child inherits which registry is current, and nothing else: see `after_
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Callable
@@ -276,5 +277,10 @@ def connect_registry(address: str, authkey: bytes) -> RegistryHandle:
     except RegistryGone:
         client.use_key(None)
         raise
-    _current.append(handle)
-    return handle
+    try:
+        _current.append(handle)
+        return handle
+    except BaseException:  # interrupted between the two: a handle that nobody has could never be closed
+        with contextlib.suppress(ValueError):
+            _current.remove(handle)
+        raise
