@@ -34,6 +34,7 @@ import psutil
 import pytest
 
 RESIDUE_BOUND_S: Final = 2.0
+THREAD_END_BOUND_S: Final = 0.02
 SESSION_END_BOUND_S: Final = 5.0
 # spec/fault-catalogue.md A.1, in seconds.
 BOUNDS: Final = {
@@ -208,7 +209,7 @@ def oracle(request: pytest.FixtureRequest) -> Iterator[None]:
         residue[:] = _registry_residue() or before.residue()
         return not residue
 
-    if is_clean():
+    if _is_soon(is_clean, THREAD_END_BOUND_S):  # the service thread ends with the channel that has just been given up
         return
     gc.collect()  # a caught error and its traceback are a cycle, which may hold the last frame of a closed descriptor
     if not _is_soon(is_clean, RESIDUE_BOUND_S):

@@ -161,7 +161,7 @@ def not_alone(descriptor: Descriptor) -> OSError:
 class _Closing:
     """One close on its way; each method is a step. What a step has taken is here before the next instruction runs."""
 
-    __slots__ = ("_descriptor", "_era", "_kept", "_kernel", "_owes", "_view", "client", "is_last", "won")
+    __slots__ = ("_descriptor", "_era", "_is_late", "_kept", "_kernel", "_owes", "_view", "client", "is_last", "won")
 
     def __init__(self, descriptor: Descriptor) -> None:
         self._descriptor = descriptor
@@ -169,6 +169,7 @@ class _Closing:
         self._kernel: KernelSocket | None = None
         self._kept: list[int] = []
         self._view: list[_socket.socket] = []
+        self._is_late = False
         self._owes = True  # a reference, where there is a registry that counts it
         self.won: list[bool] = []
         self.client: Client | None = None
@@ -215,6 +216,8 @@ class _Closing:
         kernel = self._kernel
         assert kernel is not None, "begin() has said yes"
         closed_by = f"{threading.current_thread().name} ({calling_place()})"
+        if self._descriptor.client is not None and self.is_last is None:
+            table.begin_leaving(self._descriptor)
         self._descriptor.swap_for_closed(closed_by)
         if trace.hook is not None:
             trace.hit("close.marked", descriptor=self._descriptor.id)
@@ -262,11 +265,11 @@ class _Closing:
             self.is_last = client.begin_close(self._descriptor.id)
         except RegistryGone:
             self.is_last = False
-            if client.is_connected():  # it hangs: the reference goes with the next call, so that we wait T_rpc once
-                self._owes = False
-                table.abandon(client, self._descriptor.id)
+            self._is_late = client.is_connected()  # it hangs: from now on it is told, and not asked (T_rpc once)
         except NotASocket:
             self.is_last = False
+        finally:
+            table.end_leaving(self._descriptor)
 
     def linger(self, may_wait: bool, is_hard: bool, on_wait: Callable[[], object] | None) -> None:
         """Step 7: end the connection as the linger option says, on the kept file; no effect on a close not last."""
@@ -298,11 +301,23 @@ class _Closing:
     def end(self) -> None:
         """Step 9: the registry counts one less; a dead registry has nothing to count."""
         if self.client is not None and self._owes:
-            with suppress(RegistryGone, NotASocket):
-                self.client.end_close(self._descriptor.id)
+            self._give_back(self.client)
             self._owes = False
         if trace.hook is not None:
             trace.hit("close.ended", descriptor=self._descriptor.id, is_last=self.is_last)
+
+    def _give_back(self, client: Client) -> None:
+        try:
+            if not self._is_late:
+                client.end_close(self._descriptor.id)
+                return
+        except NotASocket:
+            return
+        except OSError:  # it hangs, or is another one, which has counted this one as open
+            if not client.is_connected():
+                return
+        if not client.post_close(self._descriptor.id):
+            table.abandon(client, self._descriptor.id)
 
     def is_lost(self) -> bool:
         """Whether there was nothing to bury: somebody had closed the number already (F-55)."""
@@ -320,6 +335,7 @@ class _Closing:
         if descriptor.kernel is kernel:
             descriptor.swap_for_closed("an interrupted close")
         table.leave(descriptor)
+        table.end_leaving(descriptor)
         sockets.abort(kernel, "an interrupted close")
         service.abort(kernel)
         sockets.keep_and_bury(kernel, keep=False)

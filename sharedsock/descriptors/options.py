@@ -29,6 +29,7 @@ __all__ = [
     "common",
     "differences",
     "get_linger",
+    "last_known",
     "require_receiving",
     "set_linger",
     "shut_down",
@@ -48,6 +49,22 @@ def common(descriptor: Descriptor) -> CommonState:
     """Return what all sharers agree on, without a registry call."""
     client = descriptor.client
     return descriptor.local if client is None else client.common(descriptor.slot)
+
+
+def last_known(descriptor: Descriptor) -> CommonState:
+    """Return what all sharers agreed on when their registry died, with what this process has noted since."""
+    local = descriptor.local
+    try:
+        state = common(descriptor)
+    except RegistryGone:  # no pages here: our own part is all there is
+        return local
+    return dataclasses.replace(
+        state,
+        shut_receive=state.shut_receive or local.shut_receive,
+        shut_send=state.shut_send or local.shut_send,
+        reset_seen=state.reset_seen or local.reset_seen,
+        has_port=state.has_port or local.has_port,
+    )
 
 
 def change_common(descriptor: Descriptor, **changes: Any) -> None:

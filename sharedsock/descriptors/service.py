@@ -1,14 +1,16 @@
-"""The one service thread of a process: it looks after every overlapped request that has to wait.
+"""The one service thread of a process: it looks after every overlapped request that has to wait, and after registries.
 
-It waits on all stations in one poll set. It starts with the first request that has to wait, ends when none is left, is
-stopped before a fork and started again behind it, and never keeps an interpreter from ending. Requests that had to wait
-are settled here, and their callbacks run here.
+It waits on all stations in one poll set, and on the pipes by which a restarted registry asks who is left. It starts
+with the first request that has to wait or the first socket that is shared, ends when no request is left and no channel
+to a registry through which anything was shared, is stopped before a fork and started again behind it, and never keeps
+an interpreter from ending. Requests that had to wait are settled here, and their callbacks run here. A registry is
+answered in a thread of that moment: it may keep one waiting.
 
 A closer takes no lock and runs no callback: it has marked the socket; here it takes the number out of the set and
 rings. Whoever serves next finds the mark and aborts what is left. So a close may come from any thread, a callback, a
 signal handler or the garbage collector.
 
-Keeps I6: without requests there is no thread and no number.
+Keeps I6: without requests and registries there is no thread and no number.
 """
 
 from __future__ import annotations
@@ -28,13 +30,27 @@ from typing import TYPE_CHECKING, Final
 from sharedsock.descriptors import table as _table  # noqa: F401
 from sharedsock.descriptors.stations import Station
 from sharedsock.kernel import numbers, polling
+from sharedsock.registry import connect
 
 if TYPE_CHECKING:
     from sharedsock.descriptors.stations import Request
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.model.identity import PendingOperation
+    from sharedsock.registry.client import Client
 
-__all__ = ["NAME", "Service", "abort", "discard", "enlist", "pending", "recheck", "station_of", "withdraw"]
+__all__ = [
+    "NAME",
+    "Service",
+    "abort",
+    "discard",
+    "enlist",
+    "kept_thread",
+    "look_after",
+    "pending",
+    "recheck",
+    "station_of",
+    "withdraw",
+]
 
 NAME: Final = "sharedsock-service"
 
@@ -49,8 +65,10 @@ class Service:
 
     Attributes:
         armed: by file number, the stations with requests that wait; guards each number, as a station holds its socket.
+        pipes: by file number, the registry clients that must hear of a new registry (F-76).
         paused: those of them that are looked at by the clock for a while.
         called: stations to look at, whatever the set says; closers and interrupted callers append.
+        is_resting: the last it has heard is that a channel was given up: if nothing is left it ends at once.
         is_calling: it settles requests now, so user code runs in it.
     """
 
@@ -58,9 +76,11 @@ class Service:
         self.polls = polling.PollSet()
         self.era = numbers.current_era()
         self.armed: dict[int, Station] = {}
+        self.pipes: dict[int, Client] = {}
         self.paused: dict[int, Station] = {}
         self.called: deque[Station] = deque()
         self.thread: threading.Thread | None = None
+        self.is_resting = False
         self.is_calling = False
         self.is_halting = False
         self._is_idle = False
@@ -100,6 +120,14 @@ class Service:
         for known in (self.armed, self.paused):  # a detached number may be another station's by now
             if known.get(station.number) is station:
                 del known[station.number]
+
+    def _answer(self, number: int) -> None:
+        client = self.pipes.get(number)
+        if client is None:  # given up this moment
+            return
+        client.silence()
+        with suppress(RuntimeError):  # no thread to be had: the next call announces as well
+            threading.Thread(target=_announce_again, args=(client,), name=f"{NAME}-call", daemon=True).start()
 
     def halt(self) -> None:
         """Have the thread end, and wait for that; a thread inside a callback ends when it is out of it.
@@ -153,7 +181,8 @@ class Service:
     def _due(self) -> list[Station]:
         """Wait for something to do; return the stations concerned."""
         began_s = monotonic()
-        timeout_s = None if self.armed else _IDLE_S
+        is_wanted = bool(self.armed or self.pipes)
+        timeout_s = None if is_wanted else 0.0 if self.is_resting else _IDLE_S
         if self.paused:
             timeout_s = max(min(station.retry_at_s or began_s for station in self.paused.values()) - began_s, 0.0)
         if self.called:
@@ -162,6 +191,8 @@ class Service:
         for number, _ in self.polls.wait(timeout_s):
             if number in self.armed:
                 due[number] = self.armed[number]
+            else:
+                self._answer(number)
         now_s = monotonic()
         for number, station in tuple(self.paused.items()):
             if station.retry_at_s is None or station.retry_at_s <= now_s:
@@ -170,7 +201,7 @@ class Service:
         stations = list(due.values())
         while self.called:
             stations.append(self.called.popleft())
-        self._is_idle = not stations and now_s - began_s >= _IDLE_S
+        self._is_idle = not stations and not is_wanted and (self.is_resting or now_s - began_s >= _IDLE_S)
         return stations
 
     def _is_over(self) -> bool:
@@ -182,12 +213,17 @@ class Service:
                 self.thread = None
                 self._told.put(None)
                 return True
-            if self.armed or self.called:
+            if self.armed or self.called or self.pipes:
                 return False
             self.thread = None
             if _current is self:
                 _current = None
             return True
+
+
+def _announce_again(client: Client) -> None:
+    with suppress(OSError):  # gone again: the next one will call as well
+        client.answer_call()
 
 
 def _report() -> None:
@@ -228,6 +264,7 @@ def enlist(station: Station) -> Service:
         service = _current
         if service is None:
             service = _current = Service()
+        service.is_resting = False
         service.armed[station.number] = station
         try:
             if service.thread is None:
@@ -238,6 +275,45 @@ def enlist(station: Station) -> Service:
                 _current = None
             raise
         return service
+
+
+def look_after(client: Client, number: int, is_held: bool) -> None:
+    """Wait for a registry's call on a client's pipe, or do so no more; without a thread, its next call has to do.
+
+    Called when this process begins to hold something there, and before the number is closed.
+    """
+    global _current
+    with _starting:
+        service = _current
+        if not is_held:
+            if service is not None and service.pipes.pop(number, None) is not None:
+                service.polls.remove(number)
+                service.is_resting = True
+                service.polls.bell.signal()
+            return
+        if service is None:
+            service = _current = Service()
+        service.is_resting = False
+        try:
+            service.pipes[number] = client
+            with suppress(FileExistsError):  # an interrupt came between here and the end of the last try
+                service.polls.add(number, polling.READABLE)
+            if service.thread is None:
+                service.start()
+        except (OSError, RuntimeError):
+            if service.pipes.pop(number, None) is not None:
+                service.polls.remove(number)
+            if service.thread is None and not service.armed:
+                _current = None
+
+
+def kept_thread() -> threading.Thread | None:
+    """Return the thread if it is there for the registries' sake, and stays until their channels are given up.
+
+    For leak checks: it is nobody's leak then, as the channels are none.
+    """
+    service = _current
+    return service.thread if service is not None and service.pipes else None
 
 
 def withdraw(station: Station, request: Request) -> bool:
@@ -292,7 +368,7 @@ def _after_fork_in_parent() -> None:
         service.is_halting = False
         if service.thread is not None:  # it is inside a callback, and goes on
             return
-        if not service.armed and not service.called:
+        if not service.armed and not service.called and not service.pipes:
             _current = None
             return
         with suppress(RuntimeError):  # no thread to be had now: the next request that has to wait starts it
@@ -320,5 +396,6 @@ def _at_exit() -> None:
         service.halt()
 
 
+connect.set_holding_hook(look_after)
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

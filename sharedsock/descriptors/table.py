@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = [
     "abandon",
     "announce_again",
+    "begin_leaving",
+    "end_leaving",
     "enter",
     "find",
     "flush_abandoned",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _open: weakref.WeakValueDictionary[DescriptorId, Descriptor] = weakref.WeakValueDictionary()
+_leaving: dict[DescriptorId, Descriptor] = {}
 # References of descriptors that were collected without close: the collector makes no registry call (F-114),
 # the next call that talks to a registry anyway gives them back.
 _abandoned: deque[tuple[Client, DescriptorId]] = deque()
@@ -99,15 +102,23 @@ def flush_abandoned() -> None:
 def announce_again(client: Client) -> None:
     """Announce this process's shared descriptors to a registry that has taken the place of a dead one.
 
-    It cannot know who else holds the sockets: of these it never answers LAST (they end by the kernel's rule).
+    Those whose close has not been answered yet are among them: the new registry answers it. What the sharers agreed on
+    travels along, as the dead registry's page still shows it and with what this process could not tell it any more.
     """
-    for descriptor in open_descriptors():
+    for descriptor in (*open_descriptors(), *_leaving.values()):
         if descriptor.client is client:
-            facts = descriptor.socket_facts()
-            descriptor.slot = client.announce(facts, descriptor.facts(), recovered=True)
-            changes = options.differences(descriptor.local)
-            if changes:
-                client.set_common(facts.socket, **changes)
+            state = options.last_known(descriptor)
+            descriptor.slot = client.recover(descriptor.socket_facts(), descriptor.facts(), state)
+
+
+def begin_leaving(descriptor: Descriptor) -> None:
+    """A descriptor closes, and its registry is still to be asked: count it with the open ones until it has answered."""
+    _leaving[descriptor.id] = descriptor
+
+
+def end_leaving(descriptor: Descriptor) -> None:
+    """Its registry has answered, or can not. Doubled: no effect."""
+    _leaving.pop(descriptor.id, None)
 
 
 def statistics() -> Statistics:
@@ -167,6 +178,7 @@ def _after_in_child() -> None:
     sockets.forget_retiring()
     connect.after_fork_in_child()
     _abandoned.clear()
+    _leaving.clear()
     for descriptor in list(_open.values()):
         descriptor.swap_for_forked()
     _open.clear()

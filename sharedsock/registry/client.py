@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.model import trace
-from sharedsock.model.errors import RegistryGone, SharedSocketError, TicketError, TicketInvalid, from_errno
+from sharedsock.model.errors import (
+    NotASocket,
+    RegistryGone,
+    SharedSocketError,
+    TicketError,
+    TicketInvalid,
+    from_errno,
+)
 from sharedsock.model.identity import (
     DescriptorFacts,
     DescriptorId,
@@ -25,7 +32,7 @@ from sharedsock.model.identity import (
 )
 from sharedsock.registry.exchange import Waiter
 from sharedsock.registry.facts import socket_facts
-from sharedsock.registry.link import T_RPC_S, Link
+from sharedsock.registry.link import SLOTS, T_RPC_S, Link
 from sharedsock.registry.messages import COMMON_FIELDS, HOLDER_KINDS, SECRET_SIZE, Code
 from sharedsock.registry.numbers import forget_number
 
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["T_RPC_S", "Claim", "Client"]
 
 _SETTLE_S: Final = 0.1
+_BLANK: Final[dict[str, Any]] = dict.fromkeys(COMMON_FIELDS, 0) | {"linger_s": None, "linger_kept_s": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Claim:
         number: the registry's number for it.
         fd: the descriptor, close-on-exec; a number of this process, the caller's to close.
         socket: what the kernel says it is.
-        slot: the socket's slot in the common-state page.
+        slot: the socket's place in the common state.
         target_bound: whether the ticket was for this process alone.
         incarnation: the registry that granted it.
     """
@@ -61,16 +69,30 @@ class Claim:
 class Client(Link):
     """This process's calls to one registry; made by `connect.default_client` and `connect.client_of`."""
 
-    def announce(self, socket: SocketFacts, descriptor: DescriptorFacts, *, recovered: bool = False) -> int:
-        """Have one descriptor counted; return the socket's slot in the page. Idempotent.
+    def announce(self, socket: SocketFacts, descriptor: DescriptorFacts) -> int:
+        """Have one descriptor counted; return the socket's place in the common state. Idempotent."""
+        fields = _socket_fields(socket) | _descriptor_fields(descriptor)
+        return self._announced(Code.ANNOUNCE, descriptor, fields)
+
+    def recover(self, socket: SocketFacts, descriptor: DescriptorFacts, state: CommonState | None = None) -> int:
+        """Have a descriptor counted by a registry that took the place of the one it was shared through.
 
         Args:
-            recovered: it was shared through an earlier registry, so that others may hold the socket unannounced.
+            state: what all sharers agreed on there; None: nothing special.
         """
         fields = _socket_fields(socket) | _descriptor_fields(descriptor)
-        reply = self._call(Code.ANNOUNCE, may_start=True, recovered=recovered, **fields)
-        self._session.held.add(descriptor.descriptor)
-        return int(reply.slot)
+        common = {name: getattr(state, name, default) for name, default in _BLANK.items()}
+        return self._announced(Code.RECOVER, descriptor, fields | common)
+
+    def _announced(self, code: Code, descriptor: DescriptorFacts, fields: dict[str, Any]) -> int:
+        try:
+            self._hold(descriptor.descriptor)
+            reply = self._call(code, may_start=True, **fields)
+        except BaseException:
+            self._let_go(descriptor.descriptor)
+            raise
+        self._hold(descriptor.descriptor)  # where the call has started a registry, there was no directory before
+        return self._place(reply.slot)
 
     def issue(
         self,
@@ -151,9 +173,8 @@ class Client(Link):
             facts = socket_facts(numbers[0])
             if facts is None or facts.socket != reply.socket:
                 raise TicketInvalid("the registry sent something else than the ticket's socket")
-            claims.append(
-                Claim(reply.number, numbers[0], facts, reply.slot, reply.target_bound, self._session.incarnation)
-            )
+            place, incarnation = self._place(reply.slot), self._session.incarnation
+            claims.append(Claim(reply.number, numbers[0], facts, place, reply.target_bound, incarnation))
             return claims[before]
         except BaseException as error:
             if keep is None or len(keep) == before:
@@ -182,10 +203,14 @@ class Client(Link):
         forget_number(claim.fd)
         fields = _descriptor_fields(descriptor)
         try:
-            self._acknowledge(claim, fields)
-        except RegistryGone:
-            self._acknowledge(claim, fields)
-        self._session.held.add(descriptor.descriptor)
+            self._hold(descriptor.descriptor)
+            try:
+                self._acknowledge(claim, fields)
+            except RegistryGone:
+                self._acknowledge(claim, fields)
+        except BaseException:
+            self._let_go(descriptor.descriptor)
+            raise
         trace.hit("take.acked", number=claim.number)
 
     def _acknowledge(self, claim: Claim, fields: dict[str, Any]) -> None:
@@ -207,15 +232,32 @@ class Client(Link):
         The answer binds until `end_close` or `cancel_close`. While all others are closing it waits for them, for T_rpc
         at most.
         """
-        return bool(self._call(Code.BEGIN_CLOSE, descriptor=descriptor).value)
+        try:
+            return bool(self._call(Code.BEGIN_CLOSE, descriptor=descriptor).value)
+        except NotASocket:
+            self._let_go(descriptor)
+            raise
 
     def end_close(self, descriptor: DescriptorId) -> None:
         """The descriptor's kernel file is closed: give the reference back. Idempotent."""
-        session = self._session
-        session.held.discard(descriptor)
-        self._call(Code.END_CLOSE, descriptor=descriptor)
-        if session.retired and not session.held:
-            self.close()
+        try:
+            self._call(Code.END_CLOSE, descriptor=descriptor)
+        finally:
+            self._let_go(descriptor)
+
+    def post_close(self, descriptor: DescriptorId) -> bool:
+        """After a begin-close that was not answered in time: say that the descriptor is closed, and wait for nothing.
+
+        A registry that hangs reads it when it goes on. False: it could not be sent, and the reference is still owed.
+        """
+        with contextlib.suppress(RegistryGone):
+            channel = self._channel(start=False)
+            if channel.post(Code.BEGIN_CLOSE, descriptor=descriptor) and channel.post(
+                Code.END_CLOSE, descriptor=descriptor
+            ):
+                self._let_go(descriptor)
+                return True
+        return False
 
     def cancel_close(self, descriptor: DescriptorId) -> None:
         """The close was refused: the descriptor is open again."""
@@ -259,18 +301,24 @@ class Client(Link):
         unknown = changes.keys() - set(COMMON_FIELDS)
         if unknown:
             raise TypeError(f"no common state is called {', '.join(sorted(unknown))}")
-        blank: dict[str, Any] = dict.fromkeys(COMMON_FIELDS, 0) | {"linger_s": None, "linger_kept_s": None}
         changed = sum(1 << bit for bit, name in enumerate(COMMON_FIELDS) if name in changes)
-        self._call(Code.SET_COMMON, may_start=True, socket=socket, changed=changed, **(blank | changes))
+        self._call(Code.SET_COMMON, may_start=True, socket=socket, changed=changed, **(_BLANK | changes))
 
     def common(self, slot: int) -> CommonState:
-        """Return what all sharers of the socket in a slot agree on: from the page, without a system call."""
-        page = self._session.page
+        """Return what all sharers of the socket in a place agree on: from the page, without a system call.
+
+        Raises:
+            RegistryGone: there are no pages here, and the registry that could be asked is gone.
+        """
+        session = self._session
+        page = session.pages.get(slot // SLOTS)
         if page is not None:
-            return page.read(slot)
+            return page.read(slot % SLOTS)
         from sharedsock.registry.page import CommonState
 
-        reply = self._call(Code.COMMON, may_start=True, slot=slot)
+        reply = self._call(Code.COMMON, may_start=True, slot=slot % SLOTS)
+        if slot // SLOTS != session.generation:
+            raise self._gone("is another one than it was")
         return CommonState(**{name: getattr(reply, name) for name in COMMON_FIELDS})
 
     def statistics(self) -> RegistryStatistics:

@@ -10,6 +10,7 @@ A forked child inherits which registry is current, and nothing else: see `after_
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -38,6 +39,7 @@ __all__ = [
     "fork_lock_acquire",
     "fork_lock_release",
     "revive",
+    "set_holding_hook",
     "set_reconnect_hook",
 ]
 
@@ -47,6 +49,7 @@ _PATH_LIMIT: Final = 4096
 _clients: Final[dict[str, Client]] = {}
 _current: Final[list[RegistryHandle]] = []
 _reconnect_hook: list[Callable[[Client], None] | None] = [None]
+_holding_hook: list[Callable[[Client, int, bool], None] | None] = [None]
 
 
 def default_client() -> Client:
@@ -97,7 +100,7 @@ def _client(path: str, key: bytes | None = None) -> Client:
     client = _clients.get(path)
     if client is None or key is not None:
         made = Client(path, key, starts=key is None and path == runtime.tree_directory())
-        made.on_reconnect = _reconnect_hook[0]
+        made.on_reconnect, made.on_hold = _reconnect_hook[0], _holding_hook[0]
         client = _clients.setdefault(path, made)  # atomic: two threads agree on one
         if key is not None:
             client.use_key(key)
@@ -123,16 +126,30 @@ def set_reconnect_hook(hook: Callable[[Client], None] | None) -> None:
         client.on_reconnect = hook
 
 
+def set_holding_hook(hook: Callable[[Client, int, bool], None] | None) -> None:
+    """Say what is to run with a client, the number of its pipe and True when the pipe is there, False before it goes.
+
+    Whoever waits on that number has an idle process announce itself to a restarted registry.
+    """
+    _holding_hook[0] = hook
+    for client in _clients.copy().values():
+        client.on_hold = hook
+
+
 def close_idle_clients() -> int:
     """Close every channel through which this process holds nothing now; return how many. The next call makes a new one.
 
     A registry ends by itself once nobody is connected and nothing is counted: for leak checks, and ends of runs.
     """
     used = {id(handle.client) for handle in _current}
-    idle = [c for c in _clients.copy().values() if id(c) not in used and c.is_connected() and c.is_idle()]
-    for client in idle:
-        client.close()
-    return len(idle)
+    closed = 0
+    for client in [client for client in _clients.copy().values() if client.is_idle()]:
+        if id(client) in used:
+            client.rest()
+        else:
+            closed += client.is_connected()
+            client.close()
+    return closed
 
 
 def connected_clients() -> list[Client]:
@@ -145,6 +162,15 @@ def after_fork_in_child() -> None:
     abandon_numbers()
     for client in _clients.copy().values():
         client.after_fork_in_child()
+
+
+def _at_exit() -> None:
+    """Take what is ours out of the directories of dead registries: nobody else will for a while."""
+    for client in _clients.copy().values():
+        client.leave()
+
+
+atexit.register(_at_exit)
 
 
 class RegistryHandle:

@@ -29,6 +29,7 @@ __all__ = [
     "START_LOCK",
     "TREE_VARIABLE",
     "in_directory",
+    "is_directory_name",
     "make_directory",
     "new_directory_name",
     "open_directory",
@@ -45,6 +46,7 @@ KEY_FILE: Final = "key"
 START_LOCK: Final = "start.lock"
 ALIVE_LOCK: Final = "alive.lock"
 KEY_SIZE: Final = 32
+_PREFIX: Final = "sharedsock-"
 FILE_FLAGS: Final = os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -60,7 +62,13 @@ def tree_directory() -> str:
 
 def new_directory_name() -> str:
     """Return a path that nobody can guess: $XDG_RUNTIME_DIR if it is ours and 0700, else the temporary directory."""
-    return os.path.join(_base(), "sharedsock-" + os.urandom(16).hex())
+    return os.path.join(_base(), _PREFIX + os.urandom(16).hex())
+
+
+def is_directory_name(name: str) -> bool:
+    """Say whether a name is one that `new_directory_name` makes."""
+    digits = name.removeprefix(_PREFIX)
+    return name.startswith(_PREFIX) and len(digits) == 32 and set(digits) <= set("0123456789abcdef")
 
 
 def _base() -> str:

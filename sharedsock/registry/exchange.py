@@ -189,8 +189,8 @@ class Exchange:
         assert message is not None, "I9: only decoded messages are delivered"
         return message
 
-    def post(self, code: Code, /, **values: Any) -> None:
-        """Send a request whose reply nobody waits for, if it can be sent at once."""
+    def post(self, code: Code, /, **values: Any) -> bool:
+        """Send a request whose reply nobody waits for, if it can be sent at once; report whether it was."""
         waiter = Waiter()
         try:
             waiter.request = request = self._next()
@@ -198,6 +198,8 @@ class Exchange:
             if not self.ended:
                 with contextlib.suppress(OSError):
                     self._socket.sendmsg([encode(code, request, **values)], (), _SEND)
+                    return True
+            return False
         finally:
             self._leave(waiter)
 
@@ -335,5 +337,6 @@ class Exchange:
                 self.discard(parcel)
 
     def _close(self) -> None:
-        forget_number(self._number)
-        self._socket.close()
+        if self._socket.fileno() >= 0:  # else the number may be another channel's by now
+            forget_number(self._number)
+            self._socket.close()

@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Final
 
 from sharedsock.model.errors import RegistryGone, with_winerror
 from sharedsock.registry import runtime
-from sharedsock.registry.numbers import close_number, keep_number, undivided
+from sharedsock.registry.holders import has_holders
+from sharedsock.registry.numbers import close_number, keep_number, kept, undivided
 
 if TYPE_CHECKING:
     from subprocess import Popen
 
-__all__ = ["START_TIMEOUT_S", "run_registry", "start"]
+__all__ = ["START_TIMEOUT_S", "remove_abandoned", "remove_if_abandoned", "run_registry", "start"]
 
 START_TIMEOUT_S: Final = 10.0
 # The package's own __init__ brings both faces and the data plane, which a registry has no use for: an empty package of
@@ -79,6 +80,43 @@ def _start(path: str, timeout_s: float) -> bool:
     finally:
         runtime.release_lock(lock)
         close_number(directory)
+
+
+def remove_if_abandoned(path: str) -> bool:
+    """Remove a runtime directory whose registry was killed and that no holder is left of; report whether it was that.
+
+    Other processes: whoever starts a registry there meanwhile holds the start lock, and then it stays (S-02, S-03).
+    """
+    try:
+        directory = kept(lambda: runtime.open_directory(path))
+    except OSError:
+        return False
+    lock: int | None = None
+    try:
+        lock = runtime.try_start_lock(directory)
+        if lock is None or runtime.is_alive(directory) or has_holders(directory):
+            return False
+        runtime.remove_directory(path, directory)
+        return True
+    except OSError:
+        return False
+    finally:
+        if lock is not None:
+            runtime.release_lock(lock)
+        close_number(directory)
+
+
+def remove_abandoned(base: str, *, older_than_s: float = START_TIMEOUT_S) -> None:
+    """Remove the directories that killed registries have left in a place, if nothing has changed there for a while.
+
+    Whoever has just made one and not locked it yet must find it again: hence the age.
+    """
+    with contextlib.suppress(OSError), os.scandir(base) as entries:
+        for entry in entries:
+            if runtime.is_directory_name(entry.name):
+                with contextlib.suppress(OSError):
+                    if time.time() - entry.stat(follow_symlinks=False).st_mtime >= older_than_s:
+                        remove_if_abandoned(entry.path)
 
 
 def _launch(path: str, deadline: float) -> None:

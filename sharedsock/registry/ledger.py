@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from sharedsock.model.errors import (
@@ -39,6 +39,7 @@ from sharedsock.registry.records import (
     State,
     remember,
 )
+from sharedsock.registry.recovery import Recovery
 from sharedsock.registry.tickets import Fate, TicketBook
 from sharedsock.registry.timers import Timers
 
@@ -72,6 +73,7 @@ class Ledger:
         self._of_process: dict[ProcessId, set[HolderId]] = {}
         self._targeted: dict[ProcessId, set[Reference]] = {}  # tickets and lends that end with a process
         self._names: dict[ProcessId, str] = {}
+        self._recovery = Recovery()
         self._serial = 0
         self._free_slots: list[int] = []
         self._slots_used = 0
@@ -92,7 +94,11 @@ class Ledger:
     # -- descriptors ------------------------------------------------------------------------------------------
 
     def announce(
-        self, holder: HolderId, socket: SocketFacts, descriptor: DescriptorFacts, *, recovered: bool = False
+        self,
+        holder: HolderId,
+        socket: SocketFacts,
+        descriptor: DescriptorFacts,
+        recovered: CommonState | None = None,
     ) -> int:
         """Count a holder's descriptor, making the socket's record if need be; return the socket's slot.
 
@@ -100,7 +106,8 @@ class Ledger:
 
         Args:
             recovered: the holder shared it through an earlier registry, so others may hold it that this one does
-                not know yet; begin-close of this socket never answers LAST from now on.
+                not know yet (recovery.py). This is what its sharers agreed on there: all that is known where the
+                record is new; later only the directions that were shut down meanwhile and a reset add to it.
 
         Raises:
             NotASocket: this descriptor is known, and is one of another socket.
@@ -114,12 +121,55 @@ class Ledger:
         if known is None:
             self._check_room(holding)
         if record is None:
-            record = self._new_record(socket)
-        record.recovered |= recovered
+            record = self._new_record(socket, replace(recovered or CommonState(), events=0))
+        if recovered is not None:
+            self._recover(record, holder, recovered)
         if known is None:
             self._add_descriptor(record, holder, descriptor)
         self._settle(record)
         return record.slot
+
+    # -- after a restart ----------------------------------------------------------------------------------------
+
+    def await_holders(self, nonces: Iterable[bytes], until: float) -> None:
+        """Begin in a dead registry's place: tell nobody LAST before these holders have announced again, or died.
+
+        Args:
+            until: closers wait for that, but not longer.
+        """
+        self._recovery.begin(nonces, until)
+
+    def missing(self) -> frozenset[bytes]:
+        """Return the nonces of the holders that are still awaited."""
+        return self._recovery.missing
+
+    def has_announced(self, nonce: bytes) -> None:
+        """An awaited holder has announced everything it holds, or is dead. Others: no effect."""
+        if self._recovery.strike(nonce):
+            for record in self._records.values():
+                record.recovered = False
+            self._settle_all()
+
+    def _recover(self, record: Record, holder: HolderId, state: CommonState) -> None:
+        record.recovered = not self._recovery.is_over()
+        record.unsure |= holder.nonce not in self._recovery.missing
+        before = record.common
+        record.common = replace(
+            before,
+            shut_receive=before.shut_receive or state.shut_receive,
+            shut_send=before.shut_send or state.shut_send,
+            reset_seen=before.reset_seen or state.reset_seen,
+            has_port=before.has_port or state.has_port,
+        )
+        # An event registration comes back with its owner.
+        if not before.events and state.events and state.events_pid == holder.process.pid:
+            record.common, record.registrant = replace(record.common, events=state.events), holder
+        if record.common != before:
+            self._effects.append(ShowCommon(record.slot, record.common))
+
+    def _settle_all(self) -> None:
+        for record in [record for record in self._records.values() if record.pending is not None]:
+            self._settle(record)
 
     def begin_close(self, holder: HolderId, descriptor: DescriptorId, token: Hashable, now: float) -> bool | None:
         """Tell a closer whether it is the last; None: an `Answer` with `token` follows within `close_wait_s`.
@@ -400,6 +450,8 @@ class Ledger:
 
     def expire(self, now: float) -> None:
         """Do what is due: expired tickets go, closes that have waited long enough are LAST."""
+        if self._recovery.stop_waiting(now):
+            self._settle_all()
         for reference in self._timers.take_due(now):
             if reference.record.pending is reference:
                 self._settle(reference.record, overdue=True)
@@ -408,7 +460,8 @@ class Ledger:
 
     def next_deadline(self) -> float | None:
         """Return when `expire` has something to do next (it may turn out to be nothing), None: never."""
-        return self._timers.next_due()
+        dues = [due for due in (self._timers.next_due(), self._recovery.next_due()) if due is not None]
+        return min(dues, default=None)
 
     # -- introspection ----------------------------------------------------------------------------------------
 
@@ -431,8 +484,8 @@ class Ledger:
         return len(self._records), sum(len(h.descriptors) for h in self._holdings.values()), len(self._tickets)
 
     def is_empty(self) -> bool:
-        """Say whether nothing is referenced any more."""
-        return not self._records
+        """Say whether nothing is referenced any more, as far as is known, and nobody is awaited who might know more."""
+        return not self._records and self._recovery.is_over()
 
     def processes(self) -> Iterator[ProcessId]:
         """Yield every process whose death the ledger needs to hear of: holders' and targets'."""
@@ -458,14 +511,14 @@ class Ledger:
         if holding is not None and len(holding.descriptors) + holding.lent >= self.limits.descriptors_per_holder:
             raise from_errno(errno.ENOBUFS, "too many descriptors of one process at this registry; close some")
 
-    def _new_record(self, socket: SocketFacts) -> Record:
+    def _new_record(self, socket: SocketFacts, common: CommonState) -> Record:
         if len(self._records) >= self.limits.sockets:
             raise from_errno(errno.ENOBUFS, "too many shared sockets at this registry; close some")
         if self._free_slots:
             slot = self._free_slots.pop()
         else:
             slot, self._slots_used = self._slots_used, self._slots_used + 1
-        record = self._records[socket.socket] = Record(socket, slot, recovered=False)
+        record = self._records[socket.socket] = Record(socket, slot, common=common)
         self._effects.append(ShowCommon(slot, record.common))
         return record
 
@@ -577,7 +630,7 @@ class Ledger:
 
     def _start_close(self, reference: Reference, state: State, due: float) -> None:
         record = reference.record
-        record.close(reference, state)
+        record.close(reference, state, self._recovery.may_be_last(record))
         if record.pending is reference:
             self._timers.set(reference, due)
 
@@ -587,7 +640,7 @@ class Ledger:
 
     def _settle(self, record: Record, *, overdue: bool = False) -> None:
         """After a change: answer who waits, if that can be decided now; forget a socket without references."""
-        answered = record.settle(overdue=overdue)
+        answered = record.settle(self._recovery.may_be_last(record), overdue=overdue)
         if answered is not None:
             self._tell(answered, last=bool(answered.answer))
             if answered.state is State.GIVEN_UP:

@@ -25,6 +25,7 @@ from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
 from sharedsock.model.identity import DescriptorId
 from sharedsock.registry import launch, runtime
 from sharedsock.registry.exchange import ChannelLost, Exchange, Late, Parcel, Waiter, receive, wait_ready
+from sharedsock.registry.holders import HolderPipe
 from sharedsock.registry.messages import SHAPES, Code, Message, error_of
 from sharedsock.registry.numbers import close_if_same, forget_number, notice_fork
 from sharedsock.registry.turns import Token, Turn
@@ -32,9 +33,10 @@ from sharedsock.registry.turns import Token, Turn
 if TYPE_CHECKING:
     from sharedsock.registry.page import PageReader
 
-__all__ = ["T_RPC_S", "Link"]
+__all__ = ["SLOTS", "T_RPC_S", "Link"]
 
 T_RPC_S: Final = 2.0
+SLOTS: Final = 65_536  # of a page; page.py is loaded when there is one
 _ABSENT: Final = (errno.ENOENT, errno.ECONNREFUSED)
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -46,7 +48,7 @@ class _Absent(Exception):
 class _Session:
     """What a client has in one process instance. A forked child has a new one."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, path: str, tell: Callable[[int, bool], None]) -> None:
         self.pid = pid
         self.nonce = os.urandom(16)
         self.turn = Turn()
@@ -55,7 +57,11 @@ class _Session:
         self.known_to = b""  # the incarnation that has been told what we hold
         self.incarnation = b""
         self.registry_pid = 0
-        self.page: PageReader | None = None
+        # The registry's page, and that of the one before it, which shows what the sharers agreed on when it died: by
+        # generation, which a place has in its upper part, so that no place is ever looked up in another one's page.
+        self.pages: dict[int, PageReader] = {}
+        self.generation = -1
+        self.pipe = HolderPipe(path, self.nonce, tell)
         self.held: set[DescriptorId] = set()
         self.retired = False
         self.heirs: dict[int, _Session] = {}
@@ -80,8 +86,9 @@ class Link:
         self.starts = starts
         self.rpc_timeout_s = T_RPC_S
         self.on_reconnect: Callable[[Any], None] | None = None
+        self.on_hold: Callable[[Any, int, bool], None] | None = None
         self._key = key
-        self._session = _Session(notice_fork())
+        self._session = _Session(notice_fork(), runtime, self._tell)
 
     def __repr__(self) -> str:
         return f"<registry client of {self.runtime}{'' if self.is_connected() else ', no channel'}>"
@@ -138,7 +145,66 @@ class Link:
             channel.post(Code.BYE)
             channel.end()
         if not session.held:
-            session.page = None  # the mapping holds a descriptor of ours; nobody here has a socket that needs it
+            session.pages.clear()  # a mapping holds a descriptor of ours; nobody here has a socket that needs it
+        self.rest()
+
+    def rest(self) -> None:
+        """Close the pipe, if this process holds nothing here; otherwise it stays as long as the channel.
+
+        So a socket that is taken and closed again and again costs no pipe, no lock and no thread each time.
+        """
+        session = self._mine()
+        session.pipe.close(session.held.__len__)
+
+    # -- what is held ------------------------------------------------------------------------------------------------
+
+    def _hold(self, descriptor: DescriptorId) -> None:
+        """Before a descriptor is counted: have a registry that comes after this one wait for us (F-76).
+
+        Raises:
+            OSError: EMFILE, ENOSPC. After this, or an interrupt, `_let_go` has to follow.
+        """
+        session = self._mine()
+        session.held.add(descriptor)
+        if not session.pipe.is_held:
+            session.pipe.hold()
+
+    def _tell(self, number: int, is_held: bool) -> None:
+        if self.on_hold is not None:
+            self.on_hold(self, number, is_held)
+
+    def _let_go(self, descriptor: DescriptorId) -> None:
+        """A descriptor is counted no more."""
+        session = self._mine()
+        session.held.discard(descriptor)
+        if session.held:
+            return
+        channel = session.channel
+        if session.retired:
+            self.close()
+        elif channel is not None and channel.ended:
+            self.leave()
+
+    def leave(self) -> None:
+        """This process has no more use for a dead registry: take its pipe out of the directory, and the directory away
+        if nobody else holds anything there."""
+        channel = self._mine().channel
+        if channel is not None and not channel.is_open():
+            self._session.pipe.close()
+            launch.remove_if_abandoned(self.runtime)
+
+    def answer_call(self) -> None:
+        """Another registry has taken a dead one's place and asks who is left: announce what we hold, if need be."""
+        if self.is_alive:
+            return
+        if self._mine().held:
+            self._channel(start=False)
+        else:
+            self.rest()
+
+    def silence(self) -> None:
+        """Empty the pipe, so that it is readable when the next registry calls."""
+        self._session.pipe.silence()
 
     def retire(self) -> None:
         """Close the channel when this process holds nothing here: now, or at the last `end_close`."""
@@ -157,7 +223,8 @@ class Link:
         if session.pid == pid:
             return session
         # A forked child. setdefault, so that two first threads agree on one new session.
-        heir = session.heirs.setdefault(pid, _Session(pid))
+        heir = session.heirs.setdefault(pid, _Session(pid, self.runtime, self._tell))
+        session.pipe.abandon()
         for channel in (session.channel, session.fresh):
             if channel is not None:
                 channel.abandon()
@@ -202,7 +269,12 @@ class Link:
             # The same registry has kept what we announced (a channel is not a life); another one knows nothing.
             if session.known_to not in (b"", session.incarnation) and self.on_reconnect is not None:
                 self.on_reconnect(self)
+            if session.known_to != session.incarnation and (session.held or session.pipe.is_held):
+                session.pipe.renew()
+                self._call(Code.RECOVERED)  # that was all: it need not wait for us any more
             session.known_to = session.incarnation
+            for generation in [known for known in session.pages if known < session.generation - 1]:
+                session.pages.pop(generation, None)
             session.channel = channel
             return channel
         except BaseException:
@@ -260,7 +332,11 @@ class Link:
             except (BrokenPipeError, ConnectionResetError) as error:
                 raise _Absent from error
             page = self._map_page(parcels[-1]) if welcome.page else None
-            session.incarnation, session.registry_pid, session.page = welcome.incarnation, pid or welcome.pid, page
+            if welcome.incarnation != session.incarnation:
+                session.generation += 1
+            if page is not None:
+                session.pages[session.generation] = page
+            session.incarnation, session.registry_pid = welcome.incarnation, pid or welcome.pid
             return channel
         except BaseException:
             channel.end()
@@ -307,6 +383,10 @@ class Link:
             raise
         forget_number(number)
         return page
+
+    def _place(self, slot: int) -> int:
+        """Return a slot of this registry's page as a number that no other registry's slot has."""
+        return self._session.generation * SLOTS + slot
 
     def _gone(self, what: str) -> RegistryGone:
         return RegistryGone(f"the registry at {self.runtime} {what}; sockets that are open go on working")

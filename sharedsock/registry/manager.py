@@ -25,6 +25,7 @@ from typing import Any, Final
 from sharedsock.model.errors import RegistryGone
 from sharedsock.model.identity import DescriptorId, Holder, RegistryStatistics, SocketFacts, SocketId
 from sharedsock.registry import launch, runtime
+from sharedsock.registry.holders import HolderPipes
 from sharedsock.registry.messages import HOLDER_KINDS, Code, Message
 from sharedsock.registry.serializer import (
     SERIALIZER,
@@ -75,7 +76,9 @@ class LedgerServer(managers.Server):
 
         Unlike the stock server it returns instead of calling sys.exit().
         """
-        serving = self._serving = RegistryServer(self.listener.socket, self._key)
+        serving = self._serving = RegistryServer(
+            self.listener.socket, self._key, pipes=HolderPipes(self.listener.lifetime.directory)
+        )
         try:
             if not self.stop_event.is_set():
                 serving.run()

@@ -271,6 +271,8 @@ class Code(IntEnum):
     REFUSALS = 0x21
     BYE = 0x22
     SHUTDOWN = 0x23
+    RECOVER = 0x24
+    RECOVERED = 0x25
     OK = 0x80
     ERROR = 0x81
     ANNOUNCED = 0x82
@@ -303,7 +305,7 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.WELCOME: Shape(
         (("proof", _SECRET), ("incarnation", _HOLDER_NONCE), ("pid", _U32), ("page", _FLAG)), descriptor=True
     ),
-    Code.ANNOUNCE: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, ("recovered", _FLAG)), Code.ANNOUNCED),
+    Code.ANNOUNCE: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS), Code.ANNOUNCED),
     Code.ISSUE: Shape(
         (
             ("socket", _SOCKET),
@@ -334,6 +336,9 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.REFUSALS: Shape((), Code.REFUSALS_PAGE),
     Code.BYE: Shape((), Code.OK),
     Code.SHUTDOWN: Shape((), Code.OK),
+    # To a registry in a dead one's place: each descriptor it had counted, with the common state there, then the end.
+    Code.RECOVER: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, *_COMMON), Code.ANNOUNCED),
+    Code.RECOVERED: Shape((), Code.OK),
     Code.OK: Shape(()),
     Code.ERROR: Shape((("kind", _U8), ("errno", _I32), ("message", _TEXT))),
     Code.ANNOUNCED: Shape((("slot", _U32),)),

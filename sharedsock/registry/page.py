@@ -55,6 +55,11 @@ class CommonState:
     has_port: bool = False
     events: int = 0
 
+    @property
+    def events_pid(self) -> int:
+        """The process whose event registration it is; 0: there is none."""
+        return self.events >> 6
+
 
 # The word, from its low end: 8 flags, 16 bits of linger seconds, 8 unused, 32 of the event registration.
 _FLAGS: Final = ("shut_receive", "shut_send", "reset_seen", "nonblocking", "has_port")

@@ -37,7 +37,8 @@ class Caps:
     auth_s: float = 1.0  # T_auth
     grace_s: float = 0.3  # idle after use, before the end
     first_s: float = 5.0  # idle from the start, if no client ever comes
-    poll_s: float = 0.1  # between two looks at processes without a pidfd
+    poll_s: float = 0.1  # between two looks at processes without a pidfd, or at missing holders
+    recovery_s: float = 2.0  # T_rpc: closers wait so long for holders that were left by a dead registry
 
 
 class Refusals:

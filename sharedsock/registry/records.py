@@ -135,13 +135,16 @@ class Reference:
 class Record:
     """One shared socket: `open` counts its references that are not closing, `pending` is the closer that waits.
 
-    `registrant`: whose event registration is in `common`; it ends with his last descriptor (EVENT-11).
-    `recovered`: shared through an earlier registry, so others may hold it that this one does not know; nobody is last.
+    Attributes:
+        registrant: whose event registration is in `common`; it ends with his last descriptor (EVENT-11).
+        recovered: shared through an earlier registry, so others may hold it that this one does not know yet.
+        unsure: announced again by a holder nobody knew to await, so there may be more like it: nobody is ever last.
     """
 
     facts: SocketFacts
     slot: int
-    recovered: bool
+    recovered: bool = False
+    unsure: bool = False
     common: CommonState = field(default_factory=CommonState)
     references: dict[int, Reference] = field(default_factory=dict)
     open: int = 0
@@ -161,13 +164,17 @@ class Record:
         if self.pending is reference:
             self.pending = None
 
-    def close(self, reference: Reference, state: State) -> None:
-        """Mark an open reference closing; its `answer` stays None if it is `pending` now."""
+    def close(self, reference: Reference, state: State, may_be_last: bool | None) -> None:
+        """Mark an open reference closing; its `answer` stays None if it is `pending` now.
+
+        Args:
+            may_be_last: False: nobody is last here; None: that is not known yet (recovery.py).
+        """
         reference.state, reference.answer = state, None
         self.open -= 1
-        if self.open or self.recovered:
+        if self.open or may_be_last is False:
             reference.answer = False
-        elif len(self.references) == 1:
+        elif len(self.references) == 1 and may_be_last:
             reference.answer = True
         else:
             # Invariant: pending means that nothing is open, and a second closer would have to be open first, which
@@ -182,14 +189,14 @@ class Record:
         reference.state, reference.answer = State.OPEN, None
         self.open += 1
 
-    def settle(self, *, overdue: bool = False) -> Reference | None:
+    def settle(self, may_be_last: bool | None, *, overdue: bool = False) -> Reference | None:
         """Give the pending closer its answer if that can be decided now, or must be; return it, answered."""
         reference = self.pending
         if reference is None:
             return None
-        if self.open or self.recovered:
+        if self.open or may_be_last is False or (overdue and not may_be_last):
             reference.answer = False
-        elif len(self.references) == 1 or overdue:
+        elif may_be_last and (len(self.references) == 1 or overdue):
             reference.answer = True
         else:
             return None

@@ -30,7 +30,7 @@ from sharedsock.registry.messages import (
     fitting,
     readdress,
 )
-from sharedsock.registry.page import SLOTS, PageWriter
+from sharedsock.registry.page import SLOTS, CommonState, PageWriter
 
 __all__ = ["Asked", "Asker", "Reply", "Services", "answer"]
 
@@ -113,10 +113,20 @@ def _descriptor_facts(message: Message) -> DescriptorFacts:
 
 def _announce(asked: Asked) -> Reply:
     message = asked.message
-    slot = asked.services.ledger.announce(
-        asked.holder, _socket_facts(message), _descriptor_facts(message), recovered=message.recovered
-    )
+    slot = asked.services.ledger.announce(asked.holder, _socket_facts(message), _descriptor_facts(message))
     return asked.ok(Code.ANNOUNCED, slot=slot)
+
+
+def _recover(asked: Asked) -> Reply:
+    message = asked.message
+    state = CommonState(**{name: message.values[name] for name in COMMON_FIELDS})
+    slot = asked.services.ledger.announce(asked.holder, _socket_facts(message), _descriptor_facts(message), state)
+    return asked.ok(Code.ANNOUNCED, slot=slot)
+
+
+def _recovered(asked: Asked) -> Reply:
+    asked.services.ledger.has_announced(asked.holder.nonce)
+    return asked.ok()
 
 
 def _issue(asked: Asked) -> Reply:
@@ -292,4 +302,6 @@ _HANDLERS: Final[dict[Code, Callable[[Asked], Reply | None]]] = {
     Code.REFUSALS: _refusals,
     Code.BYE: _bye,
     Code.SHUTDOWN: _shutdown,
+    Code.RECOVER: _recover,
+    Code.RECOVERED: _recovered,
 }

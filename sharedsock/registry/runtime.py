@@ -4,6 +4,7 @@
     key          32 random bytes, 0600, redrawn at each start of a registry (S-06)
     start.lock   flock: held by whoever starts the registry, and by a registry that removes the directory (rule 15)
     alive.lock   flock: held by the registry process for its life; the kernel gives it back, however it dies
+    holder.*     a locked pipe of each process that has something counted (holders.py)
 
 Whoever waits for a lock checks, once it has it, that the name still means the same file: a registry that ends unlinks
 the locks before it gives them back. The numbers this file opens are known to `numbers`, so that a forked child can
@@ -33,6 +34,7 @@ from sharedsock.registry.directory import (
     START_LOCK,
     TREE_VARIABLE,
     in_directory,
+    is_directory_name,
     make_directory,
     new_directory_name,
     open_directory,
@@ -54,6 +56,7 @@ __all__ = [
     "hold_alive_lock",
     "in_directory",
     "is_alive",
+    "is_directory_name",
     "make_directory",
     "new_directory_name",
     "open_directory",

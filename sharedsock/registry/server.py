@@ -17,7 +17,8 @@ from typing import Final
 
 from sharedsock.model import trace
 from sharedsock.model.errors import RegistryGone
-from sharedsock.registry import runtime
+from sharedsock.registry import launch, runtime
+from sharedsock.registry.holders import HolderPipes
 from sharedsock.registry.reception import Caps
 from sharedsock.registry.records import Limits
 from sharedsock.registry.serving import RegistryServer
@@ -107,13 +108,15 @@ def main(
         elif (key := _offered_key(lifetime.directory)) is None:
             key = runtime.write_key(lifetime.directory)
         listener = runtime.bind_listener(lifetime.directory, runtime_dir)
-        server = RegistryServer(listener, key, limits=limits, caps=caps, may_end=lifetime.may_end)
+        pipes = HolderPipes(lifetime.directory)
+        server = RegistryServer(listener, key, limits=limits, caps=caps, pipes=pipes, may_end=lifetime.may_end)
         lifetime.server = server
         signal.set_wakeup_fd(server.wake_fd, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda number, frame: server.request_stop())
         if ready_fd is not None:
             os.write(ready_fd, READY)
             os.close(ready_fd)
+        launch.remove_abandoned(os.path.dirname(runtime_dir))
         server.run()
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

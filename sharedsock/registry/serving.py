@@ -24,6 +24,7 @@ from sharedsock.model.identity import HolderId, ProcessId
 from sharedsock.registry.connection import Channel, Overflow, Received
 from sharedsock.registry.custody import Custody, Drain
 from sharedsock.registry.handshake import HandshakeRefused, Welcome
+from sharedsock.registry.holders import HolderPipes
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.liveness import Liveness
 from sharedsock.registry.messages import Code, ProtocolError, decode, encode, error_fields
@@ -52,6 +53,7 @@ class RegistryServer:
     Args:
         listener: bound and listening; the server's from here on.
         key: 32 bytes.
+        pipes: the holders' pipes in its directory; those that are held when it begins are awaited (F-76).
         may_end: asked when nothing has been referenced and nobody connected for `grace_s`; True ends the loop.
     """
 
@@ -66,6 +68,7 @@ class RegistryServer:
         wall: Callable[[], float] = time.time,
         random: Callable[[int], bytes] = os.urandom,
         liveness: Liveness | None = None,
+        pipes: HolderPipes | None = None,
         may_end: Callable[[], bool] = lambda: False,
     ) -> None:
         self.caps = caps or Caps()
@@ -93,6 +96,8 @@ class RegistryServer:
         self._idle_for = self.caps.first_s
         self.register(self._wake_out.fileno(), None)
         self._reception = Reception(self, listener, key)
+        self._pipes = pipes
+        self._await_holders()
 
     # -- the loop ---------------------------------------------------------------------------------------------
 
@@ -171,6 +176,8 @@ class RegistryServer:
         now = self.now()
         dues = [due for due in (self.ledger.next_deadline(), self._reception.next_due()) if due is not None]
         dues.extend(suspect.due for suspect in self._suspects.values())
+        if self.ledger.missing():
+            dues.append(self._looked + self.caps.poll_s)
         dues.extend(drain.until for drain in self._drains)
         if self.liveness.needs_polling():
             dues.append(self._polled + self.caps.poll_s)
@@ -200,6 +207,8 @@ class RegistryServer:
                 self._look_at(holder, suspect, now)
         for drain in [drain for drain in self._drains if drain.until <= now]:
             self._carry_on(drain, now)
+        if now >= self._looked + self.caps.poll_s:
+            self._look_for_missing(now)
         self.ledger.expire(now)
         self._carry_out()
         if now >= self._swept + 1.0:
@@ -229,6 +238,26 @@ class RegistryServer:
         for holder in [h for h in self._images if h not in self._clients and not self.ledger.needs(h.process)]:
             del self._images[holder]
 
+    # -- a dead registry's holders ----------------------------------------------------------------------------
+
+    def _await_holders(self) -> None:
+        self._looked = self.now()
+        if self._pipes is not None:
+            found = self._pipes.find()
+            self.ledger.await_holders(found, self._looked + self.caps.recovery_s)
+            for nonce in found:
+                self._pipes.call(nonce)
+
+    def _look_for_missing(self, now: float) -> None:
+        """A holder that will not come has lost its lock (dead, or another program); there is no event for it."""
+        self._looked = now
+        for nonce in self.ledger.missing():
+            self._look_at_pipe(nonce)
+
+    def _look_at_pipe(self, nonce: bytes) -> None:
+        if self._pipes is None or not self._pipes.look(nonce):
+            self.ledger.has_announced(nonce)
+
     # -- death ------------------------------------------------------------------------------------------------
 
     def reap_dead(self) -> None:
@@ -238,6 +267,7 @@ class RegistryServer:
                 self._drop(channel)
             for holder in [holder for holder in self._images if holder.process == process]:
                 del self._images[holder]
+                self._look_at_pipe(holder.nonce)
                 self._suspects.pop(holder, None)
             self.ledger.reap(process)
         self._carry_out()

@@ -5,8 +5,8 @@ the objects, since a name is not unique; processes are pid and start time. Regis
 descriptor, and only those of this process and its descendants count: other workers share the registry.
 
 Nothing the kernel owns alone is seen (TIME_WAIT, orphaned connections), nor what belongs to the life of the process:
-what multiprocessing keeps (resource tracker, fork server), what sharedsock keeps (its channel, wakers, dead file), and
-what the instruments themselves have open.
+what multiprocessing keeps (resource tracker, fork server), what sharedsock keeps (its channel with the pipe and the
+thread that go with it, wakers, dead file), and what the instruments themselves have open.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class Census:
             if not _belongs_to_the_package(number, target):
                 found.descriptors[number] = target
         if wants("threads"):
-            found.threads = [one for one in now.threads - self.threads - kept.threads if one.is_alive()]
+            older = self.threads | kept.threads | _threads_of_the_package()
+            found.threads = [one for one in now.threads - older if one.is_alive()]
         if wants("processes"):
             found.children = self._new_children(now.children)
         if wants("references"):
@@ -171,6 +172,12 @@ def _belongs_to_the_package(number: int, target: str) -> bool:
         return True
     registry = sys.modules.get("sharedsock.registry.numbers")
     return registry is not None and number in registry.noted_numbers()
+
+
+def _threads_of_the_package() -> set[threading.Thread | None]:
+    """Return the thread that sharedsock keeps as long as its channel."""
+    service = sys.modules.get("sharedsock.descriptors.service")
+    return set() if service is None else {service.kept_thread()}
 
 
 def _is_path_only(number: int) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import sharedsock as ss
 from sharedsock.descriptors import service
+from sharedsock.registry import connect
 from sharedsock.testing.commands import Belongings
 
 PATIENCE_S: Final = 10.0
@@ -88,7 +89,8 @@ def service_threads() -> list[threading.Thread]:
 
 
 def wait_service_idle() -> None:
-    """Wait until the service thread has ended for want of requests."""
+    """Wait until the service thread has ended for want of requests, and of channels."""
+    connect.close_idle_clients()
     for thread in service_threads():
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the service thread does not end"

@@ -327,27 +327,6 @@ def test_the_next_share_starts_a_dead_default_registry_again(tree: Actors) -> No
             assert peer.recv(1) == b""
 
 
-@pytest.mark.fault("F-74", "F-60")
-@pytest.mark.rule("CLOSE-11")
-def test_a_close_that_comes_to_a_registry_which_does_not_know_it_is_a_close_all_the_same(tree: Actors) -> None:
-    """The registry dies while A is closing, and B's next call starts another, to which A's descriptor is unknown."""
-    a, b = tree.start("A", "B")
-    with socket.create_server(("127.0.0.1", 0)) as door:
-        a.do("connect", "socket", door.getsockname())
-        peer, _ = door.accept()
-        with peer:
-            a.give_to(b)
-            first = b.do("call_with", registry_pid)
-            with a.hold_at("close.fd_closed") as held:
-                closing = a.thread("closer").close()
-                held.wait_reached()
-                kill(first)
-                assert b.do("references") == 1, "asked of another registry, which only B has told about itself"
-            assert closing.outcome() == Returned()
-            assert kinds.is_silent(peer)
-            b.close()
-
-
 @pytest.mark.fault("F-80")
 @pytest.mark.parametrize(
     ("order", "end"), [("starter first", "exits"), ("starter first", "is killed"), ("other first", "exits")]

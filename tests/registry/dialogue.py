@@ -27,7 +27,7 @@ from sharedsock.registry.facts import socket_facts
 from sharedsock.registry.handshake import ClientHandshake, Welcome
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.liveness import Liveness, System
-from sharedsock.registry.messages import MAX_MESSAGE, Code, Message, decode, encode, error_of
+from sharedsock.registry.messages import COMMON_FIELDS, MAX_MESSAGE, Code, Message, decode, encode, error_of
 from sharedsock.registry.reception import Caps
 from sharedsock.registry.records import Limits
 from sharedsock.registry.serving import RegistryServer
@@ -152,10 +152,17 @@ class Dialogue:
 
     # -- the usual requests -----------------------------------------------------------------------------------
 
-    def announce(self, subject: socket.socket | SocketFacts, descriptor: int, *, recovered: bool = False) -> Message:
+    def announce(self, subject: socket.socket | SocketFacts, descriptor: int) -> Message:
+        return self._announce(Code.ANNOUNCE, subject, descriptor)
+
+    def recover(self, subject: socket.socket | SocketFacts, descriptor: int, **common: Any) -> Message:
+        blank = dict.fromkeys(COMMON_FIELDS, False) | {"linger_s": None}
+        return self._announce(Code.RECOVER, subject, descriptor, **(blank | common))
+
+    def _announce(self, code: Code, subject: socket.socket | SocketFacts, descriptor: int, **more: Any) -> Message:
         facts = subject if isinstance(subject, SocketFacts) else facts_of(subject)
         return self.ask(
-            Code.ANNOUNCE,
+            code,
             socket=facts.socket,
             family=facts.family,
             type=facts.type,
@@ -163,7 +170,7 @@ class Dialogue:
             descriptor=descriptor,
             opened_at="test.py:1 in f",
             opened_s=1.0,
-            recovered=recovered,
+            **more,
         )
 
     def issue(

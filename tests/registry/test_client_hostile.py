@@ -26,6 +26,7 @@ from tests.registry.double import (
     claimed,
     facts,
     facts_of,
+    forget,
     ok,
     open_numbers,
 )
@@ -45,8 +46,7 @@ def _ask(path: Path, answer: Answer, call: Callable[[Client], object], timeout_s
         try:
             call(client)
         finally:
-            client.close()
-            client._session.page = None
+            forget(client)
     return double.heard
 
 

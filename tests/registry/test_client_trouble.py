@@ -29,7 +29,6 @@ from tests.registry.double import (
     facts_of,
     open_numbers,
     registries,
-    remove_tree,
     shared_socket,
     ticket,
     tree,
@@ -259,7 +258,7 @@ def test_the_next_call_restarts_a_dead_registry_and_announces_first(
 
     def again(which: Client) -> None:
         heard.append(which.incarnation)
-        assert which.announce(found, facts(1), recovered=True) >= 0
+        assert which.recover(found, facts(1)) >= 0
 
     client.on_reconnect = again
     incarnation, pid = client.incarnation, client.pid
@@ -287,7 +286,7 @@ def test_a_claim_of_an_earlier_registry_does_not_touch_the_new_one(
 ) -> None:
     ours, _ = pair
     found = facts_of(ours)
-    client.on_reconnect = lambda which: which.announce(found, facts(1), recovered=True) and None
+    client.on_reconnect = lambda which: which.recover(found, facts(1)) and None
     old = client.claim(ticket(client, ours))
     pid = client.pid
     os.kill(pid, signal.SIGKILL)
@@ -350,6 +349,8 @@ print("exiting", flush=True)
         pid = int(script.hear())
         if registry != "alive":
             os.kill(pid, signal.SIGKILL if registry == "dead" else signal.SIGSTOP)
+        if registry == "dead":
+            wait_ended(pid, T_EXIT_S)
         script.tell()
         assert script.hear() == "exiting"
         began = time.monotonic()
@@ -358,6 +359,4 @@ print("exiting", flush=True)
         if registry == "hung":
             os.kill(pid, signal.SIGCONT)
     wait_ended(pid, T_EXIT_S)
-    assert os.path.exists(path) == (registry == "dead"), "only a crash leaves its directory"
-    if registry == "dead":
-        remove_tree(path)
+    assert not os.path.exists(path), "what a crashed registry left, its last client takes away"

@@ -19,6 +19,8 @@ from sharedsock.model.errors import RegistryGone, TicketInvalid
 from sharedsock.model.identity import DescriptorId
 from sharedsock.registry import connect, runtime
 from sharedsock.registry.client import Client
+from sharedsock.registry.link import SLOTS
+from sharedsock.registry.numbers import noted_numbers
 from tests.registry.double import (
     BOUND_S,
     ROOT,
@@ -204,12 +206,26 @@ def test_idle_channels_can_be_given_up_and_come_back(own_tree: str) -> None:
     assert connect.close_idle_clients() == 0
     wait_ended(pid, T_EXIT_S)
     assert not os.path.exists(own_tree)
-    assert client.announce(found, facts(2)) == 0, "a new registry"
+    assert client.announce(found, facts(2)) == SLOTS, "a new registry's first place"
     assert client.pid != pid
     client.begin_close(DescriptorId(2))
     client.end_close(DescriptorId(2))
     ours.close()
     peer.close()
+
+
+def test_a_channel_given_up_twice_leaves_its_number_to_the_next(own_tree: str) -> None:
+    """A forked child must close the number that is another channel's by now: the note is that one's."""
+    first, second = Client(own_tree, starts=True), Client(own_tree, starts=True)
+    first.connect()
+    (number,) = noted_numbers()
+    first.close()
+    second.connect()
+    assert noted_numbers() == {number}, "the lowest free number"
+    first.close()
+    assert noted_numbers() == {number}
+    second.close()
+    assert not noted_numbers()
 
 
 @pytest.mark.fault("F-74", "F-76")
@@ -222,7 +238,7 @@ def test_the_hook_announces_before_any_other_thread_gets_through(own_tree: str) 
     def again(which: Client) -> None:
         inside.set()
         assert go_on.wait(BOUND_S)
-        which.announce(found, facts(1), recovered=True)
+        which.recover(found, facts(1))
         order.append("announced")
 
     connect.set_reconnect_hook(again)
@@ -260,7 +276,7 @@ def test_a_hook_that_fails_fails_the_call_and_is_tried_again(own_tree: str) -> N
         tries.append(1)
         if len(tries) == 1:
             raise ZeroDivisionError
-        which.announce(found, facts(1), recovered=True)
+        which.recover(found, facts(1))
 
     client.on_reconnect = again
     client.close()
