@@ -178,10 +178,10 @@ def open_files() -> Counter[str]:
 
 
 def _belongings(stage: Stage) -> dict[str, Any]:
-    stage.registry.client.rest()  # what it keeps for a moment, in case it is needed again
+    table.flush_abandoned()
+    stage.registry.client.rest()  # what it keeps as long as its channel
     if any(thread.name == service.NAME for thread in threading.enumerate()):
         wait_until(lambda: service.NAME not in {thread.name for thread in threading.enumerate()}, "the service to end")
-    table.flush_abandoned()
     return {
         "counted": stage.registry.client.sockets(),
         "files": open_files(),
