@@ -26,6 +26,7 @@ from weakref import ref
 from sharedsock.descriptors import table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import numbers, operations, polling, system
+from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.model import trace
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, SharedSocketError, wsa_number
 
@@ -363,6 +364,7 @@ class Selector(selectors.BaseSelector):
         self._require_open()
         return self._polls.number
 
+    @silent_once_emptied
     def __del__(self) -> None:
         self.close()
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sharedsock.kernel import numbers, system, waiting
 from sharedsock.kernel.conversation import BUSY
 from sharedsock.kernel.operations import THREAD
+from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
 
@@ -153,6 +154,7 @@ class KernelSocket(_socket.socket):
         self.detach()
         numbers.release(number, self.era)
 
+    @silent_once_emptied
     def __del__(self) -> None:
         self._free()
         _retiring.pop(id(self), None)

@@ -17,6 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.kernel import numbers, system
+from sharedsock.kernel.teardown import silent_once_emptied
 
 if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
@@ -55,6 +56,7 @@ class WaitSet:
         with suppress(OSError):  # ENOENT, EBADF: somebody closed the number behind our back
             self._epoll.unregister(number)
 
+    @silent_once_emptied
     def __del__(self) -> None:
         if getattr(self, "number", -1) < 0:  # no set could be had, or an interrupt came before it
             return

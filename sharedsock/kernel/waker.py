@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import chain, starmap
 
 from sharedsock.kernel import numbers, system
+from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.model.errors import with_winerror
 
 __all__ = ["Waker"]
@@ -62,6 +63,7 @@ class Waker:
             else:
                 system.write_pipe(self._numbers[1], b"\1")
 
+    @silent_once_emptied
     def __del__(self) -> None:
         for number in getattr(self, "_numbers", ()):  # interrupted before there was any
             numbers.release(number, self._era)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from sharedsock.descriptors import closing, options, service, sharing, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import conversation, operations, sockets
+from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.model import trace
 from sharedsock.model.errors import with_winerror
 from sharedsock.sharedsocket.asking import Asking
@@ -264,6 +265,7 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
         self._closed = True
         return number
 
+    @silent_once_emptied
     def __del__(self) -> None:
         try:
             descriptor = self._descriptor
@@ -275,7 +277,7 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
             trace.hit("del", descriptor=descriptor.id)
         try:
             text = f"unclosed {self!r}, opened at {descriptor.opened_at}"
-            warnings.warn(text, ResourceWarning, source=self, stacklevel=2)
+            warnings.warn(text, ResourceWarning, source=self, stacklevel=3)
         finally:  # a filter may have made the warning an error
             closing.collect(descriptor)
 

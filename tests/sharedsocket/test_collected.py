@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -32,3 +34,30 @@ def test_a_shared_socket_never_closed_warns_and_gives_its_reference_back(in_a_cy
         assert twin.references() == 1
         twin.close()
         assert peer.recv(1) == b"", "nobody holds it any more"
+
+
+AT_EXIT = """
+import sys, threading, types
+import sharedsock as ss
+
+selector = ss.Selector()
+pair = ss.socketpair()
+selector.register(pair[0], 1)
+types.kept = [ss.create_server(("127.0.0.1", 0)), pair, selector]
+entered = threading.Event()
+
+def hold(*modules):
+    entered.set()
+    threading.Event().wait()
+
+# Its frame is never freed: so every module is emptied while it lives, the ones imported last first.
+threading.Thread(target=hold, args=list(sys.modules.values()), daemon=True).start()
+entered.wait()
+"""
+
+
+@pytest.mark.fault("F-116", "F-118")
+def test_sockets_that_outlive_the_package_at_exit_are_silent() -> None:
+    """Kept by a module that is emptied after the package's own, as a test runner keeps the locals of tests."""
+    ended = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)
