@@ -23,6 +23,7 @@ from sharedsock.testing.findings import Finding, Holding, ProcessLeak, SocketLea
 from sharedsock.testing.observation import files
 from sharedsock.testing.origins import Recording
 from sharedsock.testing.runs import RUN_VARIABLE, Run, begin_run
+from sharedsock.testing.warden import send
 
 __all__ = ["check_command"]
 
@@ -76,8 +77,7 @@ def _left(run: Run, registry: Registry, grace_s: float, kill: bool) -> list[Find
     found += [ProcessLeak(f"process {pid}: {_command(pid)}", pid=pid, process=name_of(pid)) for pid in pids]
     if kill:
         for pid in pids:
-            with suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL, run.has)
     return found
 
 

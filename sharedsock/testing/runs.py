@@ -70,11 +70,20 @@ class Run:
         marker = f"{RUN_VARIABLE}={self.directory}".encode()
         found = {self.controller} if self.is_alive() else set()
         for name in os.listdir("/proc"):
-            if not name.isdigit() or start_ticks(int(name)) is None or _is_helper(name):
-                continue
-            if _was_started_with(name, marker) or _has_file_below(name, self.directory + "/"):
+            if name.isdigit() and self._has(name, marker):
                 found.add(int(name))
         return tuple(sorted(found, key=lambda pid: (pid != self.controller, pid)))
+
+    def has(self, pid: int) -> bool:
+        """Whether the process that has a number now is of the run."""
+        if pid == self.controller and self.is_alive():
+            return True
+        return self._has(str(pid), f"{RUN_VARIABLE}={self.directory}".encode())
+
+    def _has(self, pid: str, marker: bytes) -> bool:
+        if start_ticks(int(pid)) is None or _is_helper(pid):
+            return False
+        return _was_started_with(pid, marker) or _has_file_below(pid, self.directory + "/")
 
 
 def _is_helper(pid: str) -> bool:

@@ -191,14 +191,32 @@ def _file_of(pid: int, directory: str) -> str | None:
 
 
 def _ask(pid: int, path: str) -> int | None:
-    """Send the signal; return where in the file the answer begins, None if the process has gone."""
+    """Send the signal; return where in the file the answer begins, None if the process has gone.
+
+    A stranger that has its number by now would end by the signal: who it goes to is looked at once the pidfd is open.
+    """
     with suppress(OSError):
         size = os.path.getsize(path)
         if pid == os.getpid():
             signal.raise_signal(SIGNAL)
-        else:
-            os.kill(pid, SIGNAL)
-        return size
+            return size
+        try:
+            pidfd = os.pidfd_open(pid)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, ProcessLookupError):
+                return None
+            pidfd = -1  # Linux before 5.3
+        try:
+            if not (_catches(pid) and _file_of(pid, os.path.dirname(path)) == path):
+                return None
+            if pidfd >= 0:
+                signal.pidfd_send_signal(pidfd, SIGNAL)
+            else:
+                os.kill(pid, SIGNAL)
+            return size
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)
     return None
 
 

@@ -23,13 +23,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from sharedsock.testing.runs import Run, current_run, start_ticks
 
-__all__ = ["Reporter", "end_processes", "main", "start_warden"]
+__all__ = ["Reporter", "end_processes", "main", "send", "start_warden"]
 
 END_S: Final = 5.0
 _MOST: Final = 8192
@@ -186,6 +187,9 @@ class _Warden:
         match message["what"]:
             case "hello":
                 if message.get("worker") and (number := _pidfd(pid)) is not None:
+                    if not self._run.has(pid):  # it has ended already, and the number may be somebody else's
+                        os.close(number)
+                        return False
                     self._workers[number] = pid, str(message["worker"])
                     self._poll.register(number, select.POLLIN)
             case "begin":
@@ -230,9 +234,8 @@ class _Warden:
         # pytest takes an interrupt as an end: it tears down, reports, and exits with a code that is not zero. Workers
         # that hang would be waited for, so they go first.
         for pid, _ in self._workers.values():
-            _kill(pid)
-        with suppress(OSError):
-            os.kill(self._run.controller, signal.SIGINT)
+            send(pid, signal.SIGKILL, self._run.has)
+        send(self._run.controller, signal.SIGINT, self._run.has)
         if self._controller is not None:
             ended = select.poll()
             ended.register(self._controller, select.POLLIN)
@@ -247,19 +250,32 @@ def _pidfd(pid: int) -> int | None:
     return None
 
 
-def _kill(pid: int) -> None:
-    with suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
+def send(pid: int, number: signal.Signals, is_meant: Callable[[int], bool]) -> None:
+    """Send a signal to a process if it is the one that is meant: its number may be a stranger's by now.
+
+    A pidfd stays with the process it was opened on, so what is asked after it was opened holds when the signal comes.
+    """
+    pidfd = _pidfd(pid)
+    try:
+        if is_meant(pid):
+            with suppress(OSError):
+                if pidfd is not None:
+                    signal.pidfd_send_signal(pidfd, number)
+                else:  # Linux before 5.3
+                    os.kill(pid, number)
+    finally:
+        if pidfd is not None:
+            os.close(pidfd)
 
 
 def end_processes(run: Run) -> None:
     """SIGKILL every process of a run, until there is none: who is being started meanwhile is seen next."""
     for _ in range(20):
-        found = run.processes()
+        found = [pid for pid in run.processes() if pid != os.getpid()]
         if not found:
             return
         for pid in found:
-            _kill(pid)
+            send(pid, signal.SIGKILL, run.has)
         select.poll().poll(5)
 
 
@@ -267,19 +283,21 @@ def end_what_belonged_to(run: Run, worker: int, name: str) -> None:
     """SIGKILL what a dead worker had started: programs with its name in their environment, forks with its file open."""
     stacks = os.path.join(run.directory, f"stacks-{worker}")
     marker = f"PYTEST_XDIST_WORKER={name}".encode()
-    for pid in run.processes():
-        if pid == run.controller:
-            continue
+
+    def was_started_by_it(pid: int) -> bool:
         with suppress(OSError):
             with open(f"/proc/{pid}/environ", "rb") as file:
                 if marker in file.read().split(b"\0"):
-                    _kill(pid)
-                    continue
+                    return run.has(pid)
             for number in os.listdir(f"/proc/{pid}/fd"):
                 with suppress(OSError):
                     if os.readlink(f"/proc/{pid}/fd/{number}") == stacks:
-                        _kill(pid)
-                        break
+                        return True
+        return False
+
+    for pid in run.processes():
+        if pid != run.controller:
+            send(pid, signal.SIGKILL, was_started_by_it)
     with suppress(OSError):
         os.unlink(stacks)
 
