@@ -1,10 +1,10 @@
 """Leak checks of tests: which tests, from when to when, and what becomes of what is found.
 
-A test is checked for the kinds its marker names, or the option, or, if nothing was said, for all kinds if it uses a
-fixture of ours. The count before comes right before its setup, so that what runs around the whole test (a timeout's
-timer) is no part of it; the count after comes after its teardown. What a fixture of a wider scope makes meanwhile is
-the fixture's: it has to be gone at the end of the session. After a failed test nothing is a verdict: its traceback
-keeps every local alive; what was found is reported all the same.
+A test is checked for the kinds its marker names (all without a word), or the option, or, if nothing was said, for all
+kinds if it uses a fixture of ours. The count before comes right before its setup, so that what runs around the whole
+test (a timeout's timer) is no part of it; the count after comes after its teardown. What a fixture of a wider scope
+makes meanwhile is the fixture's: it has to be gone at the end of the session. After a failed test nothing is a
+verdict: its traceback keeps every local alive; what was found is reported all the same.
 
 In a worker as in the controller; the reports bring the findings to the controller (see `reporting`).
 """

@@ -25,7 +25,7 @@ def declare_marks(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         "sharedsock(leaks=KINDS, timeout=SECONDS, start_method=METHOD): check this test for leaks, end it when it "
-        "hangs, start its actors so",
+        "hangs, start its actors so; without a word: check it for all kinds of leak",
     )
     config.addinivalue_line(
         "markers",
@@ -53,6 +53,8 @@ class KnownLeak(NamedTuple):
 def wishes_of(item: pytest.Item) -> Wishes:
     """Return what the `sharedsock` markers of a test, its class and its module say; the nearest wins, word by word.
 
+    A marker without a word asks for a check for all kinds of leak.
+
     Raises:
         ValueError: an unknown word or value; the message lists the known ones.
     """
@@ -64,6 +66,8 @@ def wishes_of(item: pytest.Item) -> Wishes:
             if word not in _WORDS:
                 raise ValueError(f"{word!r} is no word of the marker sharedsock; there are {', '.join(_WORDS)}")
             said.setdefault(word, value)
+        if not mark.kwargs:
+            said.setdefault("leaks", "all")
     return Wishes(
         leaks=None if said.get("leaks") is None else kinds_of(_joined(said["leaks"])),
         timeout_s=None if said.get("timeout") is None else seconds_of(said["timeout"]),

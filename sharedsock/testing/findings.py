@@ -77,14 +77,15 @@ class Finding:
         made = ", ".join(
             part
             for part in (
-                self.test and f"by {self.test}",
+                self.test and f"{'by' if self.place else 'during'} {self.test}",
                 self.pid and f"in process {self.pid}" + (f" ({self.process})" if self.process else ""),
                 self.thread and f"thread {self.thread}",
                 self.place and f"at {self.place}",
+                self.test and not self.place and f"at a place nobody saw ({_UNSEEN})",
             )
             if part
         )
-        lines = [f"{self.kind}: {self.what}", f"  made {made or 'by somebody unseen (no audit event told of it)'}"]
+        lines = [f"{self.kind}: {self.what}", f"  made {made or f'by somebody unseen ({_UNSEEN})'}"]
         for holder in self.holders[:-1]:
             lines.append(f"  then held by {holder}")
         if self.holders:
@@ -139,6 +140,7 @@ class ProcessLeak(Finding):
     kind: ClassVar[str] = "processes"
 
 
+_UNSEEN: Final = "no audit event tells of os.pipe, os.dup, or C code"
 _TYPES: Final = (ReferenceLeak, SocketLeak, ProcessLeak, ThreadLeak, DescriptorLeak)
 KINDS: Final = tuple(one.kind for one in _TYPES)
 """Every kind, worst first."""

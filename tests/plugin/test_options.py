@@ -128,3 +128,26 @@ def test_a_session_that_asks_for_nothing_has_no_hook_of_ours_in_its_tests(
     assert "OURS ['sharedsock', 'sharedsock-arming', 'sharedsock-session']" in done.out
     assert "IMPORTED []" in done.out
     assert "NAMED []" in done.out
+
+
+def test_a_marker_without_a_word_checks_for_every_kind(session: Callable[..., Any]) -> None:
+    """A pipe announces nothing: its test is told, and that its place is unknown."""
+    done = session(
+        """
+        import os
+        import pytest
+
+        @pytest.mark.sharedsock
+        def test_bare(): os.pipe()
+
+        @pytest.mark.sharedsock(timeout=60)
+        def test_of_a_word(): os.pipe()
+
+        def test_unmarked(): os.pipe()
+        """,
+        "--sharedsock-leaks-timeout=0.1",
+    )
+    assert (done.code, done.counts()) == (pytest.ExitCode.TESTS_FAILED, {"passed": 3, "leaked": 1}), done.out
+    assert {one["after"] for one in done.findings} == {"test_inner.py::test_bare"}
+    assert "made during test_inner.py::test_bare, in process" in done.out
+    assert "at a place nobody saw (no audit event tells of os.pipe, os.dup, or C code)" in done.out
