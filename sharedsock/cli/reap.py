@@ -1,7 +1,7 @@
 """`sharedsock reap`: end what a dead run has left, and nothing else; without --yes it only says what that is.
 
-A run is dead when its controller is, that very process; what has its name in the environment, or a file of its
-directory open, is left of it. A runtime directory is dead when no process holds its registry's lock.
+A run is dead when its controller is, that very process, and no warden answers; what has its name in the environment,
+or a file of its directory open, is left of it. A runtime directory is dead when no process holds its registry's lock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sharedsock.registry import runtime
 from sharedsock.registry.directory import new_directory_name
 from sharedsock.registry.numbers import close_number
 from sharedsock.testing.runs import runs_below
-from sharedsock.testing.warden import end_processes
+from sharedsock.testing.warden import end_processes, is_watched
 
 __all__ = ["add_parser"]
 
@@ -39,7 +39,7 @@ def reap(arguments: argparse.Namespace) -> int:
     """Tell what is left, or end it; return 1 if something is left afterwards."""
     left = 0
     for run in runs_below():
-        if run.is_alive():
+        if run.is_alive() or is_watched(run):  # a warden sees to the end of its run itself
             continue
         pids = run.processes()
         left += 1

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from sharedsock.testing.runs import Run, current_run, start_ticks
 
-__all__ = ["Reporter", "end_processes", "main", "send", "start_warden"]
+__all__ = ["Reporter", "end_processes", "is_watched", "main", "send", "start_warden"]
 
 END_S: Final = 5.0
 _MOST: Final = 8192
@@ -107,6 +107,12 @@ def _is_answered(address: str) -> bool:
         except FileNotFoundError:
             return True  # a run that is just ending
     return True
+
+
+def is_watched(run: Run) -> bool:
+    """Whether the run's warden lives, be it where its processes cannot be seen, in another container."""
+    address = os.path.join(run.directory, "w")
+    return os.path.exists(address) and _is_answered(address)
 
 
 class Reporter:

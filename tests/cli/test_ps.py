@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,10 @@ def test_reap_says_what_a_dead_run_left_and_ends_it_when_told(
         living.make_directory()
         dead = base / f"ss-run-{os.getpid()}-{(start_ticks(os.getpid()) or 0) + 1}-000000000000"
         dead.mkdir(0o700)
+        elsewhere = base / f"ss-run-{os.getpid()}-1-111111111111"  # its controller is in another container
+        elsewhere.mkdir(0o700)
+        warden = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        warden.bind(str(elsewhere / "w"))
         (base / f"sharedsock-{'0' * 32}").mkdir(0o700)
         left = subprocess.Popen([sys.executable, "-S", "-c", LASTING], env={RUN_VARIABLE: str(dead)})
         other = subprocess.Popen([sys.executable, "-S", "-c", LASTING], env={RUN_VARIABLE: living.directory})
@@ -137,12 +142,13 @@ def test_reap_says_what_a_dead_run_left_and_ends_it_when_told(
             assert code == 0, text
             assert left.wait(5) == -9
             assert other.poll() is None
-            assert [path.name for path in base.iterdir()] == [Path(living.directory).name]
+            assert {path.name for path in base.iterdir()} == {Path(living.directory).name, elsewhere.name}
             assert printed(capsys, "reap") == (0, "nothing is left of any dead run\n")
         finally:
             for process in (left, other):
                 process.kill()
                 process.wait()
+        warden.close()
     finally:
         shutil.rmtree(base)
 
