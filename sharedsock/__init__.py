@@ -40,11 +40,13 @@ TYPE_CHECKING = False  # a type checker takes it for true; typing itself takes l
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from sharedsock.chaining import use_provider
     from sharedsock.descriptors.overlapped import Operation
     from sharedsock.descriptors.selecting import Selector, select
     from sharedsock.model.errors import (
         ForkedDescriptor,
         InternalError,
+        InvalidProvider,
         NotASocket,
         OperationAborted,
         RegistryGone,
@@ -75,6 +77,7 @@ __all__ = [
     "ForkedDescriptor",
     "Holder",
     "InternalError",
+    "InvalidProvider",
     "NotASocket",
     "Operation",
     "OperationAborted",
@@ -100,6 +103,7 @@ __all__ = [
     "select",
     "socketpair",
     "statistics",
+    "use_provider",
     "wrap_tls",
 ]
 
@@ -109,10 +113,12 @@ __version__ = "0.1.0"
 # Where each public name lives. Importing the package imports none of it: a program that has sharedsock installed as a
 # plug-in, and does not use it, must not pay for it. The first name asked for brings what it stands on.
 _HOMES: Final = {
+    "sharedsock.chaining": ("use_provider",),
     "sharedsock.descriptors.overlapped": ("Operation",),
     "sharedsock.descriptors.selecting": ("Selector", "select"),
     "sharedsock.model.errors": (
-        *("ForkedDescriptor", "InternalError", "NotASocket", "OperationAborted", "RegistryGone", "SharedSocketError"),
+        *("ForkedDescriptor", "InternalError", "InvalidProvider", "NotASocket", "OperationAborted", "RegistryGone"),
+        "SharedSocketError",
         *("TicketAlreadyClaimed", "TicketError", "TicketExpired", "TicketInvalid", "TicketLimit"),
     ),
     "sharedsock.model.identity": ("DescriptorId", "Holder", "PendingOperation", "Statistics"),

@@ -35,6 +35,8 @@ RANKS: Final[dict[str, float]] = {
     "cli": 6,
     # Over the face's own socket: what it does for a SharedSocket needs one.
     "tls": 3.25,
+    # Providers under the Python face: it knows both faces, which do not know each other.
+    "chaining": 3.25,
     # The package itself: its public names come from the faces, and testing uses them; `python -m` is the CLI.
     "__init__": 3.5,
     "__main__": 7,

@@ -25,6 +25,7 @@ from sharedsock.registry.page import CommonState
 if TYPE_CHECKING:
     from types import FrameType
 
+    from sharedsock.descriptors.providing import Chain
     from sharedsock.kernel.conversation import Conversation
     from sharedsock.kernel.numbers import Flag
     from sharedsock.kernel.sockets import ClosedKernel, KernelSocket
@@ -79,6 +80,7 @@ class Descriptor:
         client: the channel to the registry that counts the socket, None while it was never shared.
         slot: the socket's place in that registry's common page.
         local: the common state of a socket that was never shared.
+        chain: the providers under its Python face, None for none (`providing`).
         local_only: False once a ticket or a second descriptor has been made.
     """
 
@@ -87,6 +89,7 @@ class Descriptor:
         "_face",
         "_place",
         "calm",
+        "chain",
         "client",
         "close_once",
         "family",
@@ -114,6 +117,7 @@ class Descriptor:
         self.timeout_s: float | None = socket.getdefaulttimeout()
         self.client: Client | None = None
         self.slot = -1
+        self.chain: Chain | None = None
         self.socket_id: SocketId | None = None
         self.local = _PRISTINE
         self.close_once = threading.Lock()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sharedsock.descriptors import closing, options, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
+from sharedsock.descriptors.providing import chain_of, spelled
 from sharedsock.kernel import numbers, sockets, system
 from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
@@ -99,7 +100,7 @@ def register(descriptor: Descriptor) -> Client:
             client.on_reconnect = table.announce_again
             try:
                 facts = descriptor.socket_facts()
-                descriptor.slot = client.announce(facts, descriptor.facts())
+                descriptor.slot = client.announce(facts, descriptor.facts(), chain=spelled(descriptor.chain))
                 # Only what differs from a new record travels: another adopter of the same file may have set more.
                 changes = options.differences(descriptor.local)
                 if changes:
@@ -178,6 +179,7 @@ def redeem(info: bytes, into: Callable[[Descriptor], T]) -> T:
 
     Raises:
         TicketInvalid, TicketAlreadyClaimed, TicketExpired: refused, and nothing is used up.
+        InvalidProvider: this process has not the chain under it; the ticket can be redeemed elsewhere, or again.
         OSError: EMFILE, no number was free; the ticket can be redeemed again. RegistryGone: its registry has died.
     """
     runtime, incarnation, secret = _decode(info)
@@ -201,10 +203,11 @@ def redeem(info: bytes, into: Callable[[Descriptor], T]) -> T:
         waker = Waker()  # before the claim: for want of a number nothing is claimed
         claim = client.claim(secret, claims)
         facts = claim.socket
+        chain = chain_of(claim.chain) if claim.chain else None  # what cannot be had here uses no ticket up
         fresh = Descriptor(sockets.adopt(claim.fd, facts.family, facts.type, facts.protocol, waker))
         if trace.hook is not None:
             trace.hit("take.wrapped", descriptor=fresh.id)
-        fresh.socket_id, fresh.slot = facts.socket, claim.slot
+        fresh.socket_id, fresh.slot, fresh.chain = facts.socket, claim.slot, chain
         client.on_reconnect = table.announce_again
         client.acknowledge(claim, fresh.facts())
         fresh.client = client
@@ -253,7 +256,7 @@ def _keep_undelivered(secret: bytes, descriptor: Descriptor) -> None:
     if descriptor.is_closed:
         return
     heir = Descriptor(descriptor.kernel)
-    for name in ("id", "client", "slot", "socket_id", "local", "opened_s", "_place"):
+    for name in ("id", "client", "slot", "socket_id", "chain", "local", "opened_s", "_place"):
         setattr(heir, name, getattr(descriptor, name))
     descriptor.swap_for_closed("an interrupt")
     _undelivered[secret] = table.enter(heir)
@@ -333,7 +336,8 @@ def duplicate(descriptor: Descriptor, into: Callable[[Descriptor], T]) -> T:
     twin = Descriptor(_twin_of(descriptor, kernel, facts.socket))
     try:
         twin.socket_id, twin.timeout_s = facts.socket, descriptor.timeout_s
-        twin.slot = client.announce(facts, twin.facts())
+        twin.chain = descriptor.chain
+        twin.slot = client.announce(facts, twin.facts(), chain=spelled(twin.chain))
         twin.client = client
         if kernel.aborted is not None:
             # A close came first, and may have been told LAST: the twin must not outlive what that does to the socket.

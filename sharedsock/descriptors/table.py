@@ -15,6 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from sharedsock.descriptors import options
+from sharedsock.descriptors.providing import spelled
 from sharedsock.kernel import numbers, operations, sockets
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone
@@ -108,7 +109,9 @@ def announce_again(client: Client) -> None:
     for descriptor in (*open_descriptors(), *_leaving.values()):
         if descriptor.client is client:
             state = options.last_known(descriptor)
-            descriptor.slot = client.recover(descriptor.socket_facts(), descriptor.facts(), state)
+            descriptor.slot = client.recover(
+                descriptor.socket_facts(), descriptor.facts(), state, spelled(descriptor.chain)
+            )
 
 
 def begin_leaving(descriptor: Descriptor) -> None:

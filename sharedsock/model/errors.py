@@ -16,6 +16,7 @@ __all__ = [
     "WSA_TABLE",
     "ForkedDescriptor",
     "InternalError",
+    "InvalidProvider",
     "NotASocket",
     "OperationAborted",
     "RegistryGone",
@@ -235,6 +236,17 @@ class RegistryGone(SharedSocketError):
 
     _errno = errno.ENETDOWN
     _winerror = 10050
+
+
+class InvalidProvider(SharedSocketError):
+    """A chain of providers cannot be had in this process (WSAEINVALIDPROVIDER); nothing is used up.
+
+    Attributes:
+        import_name: the class that is at fault, "package.module:Class"; empty where it is the chain's spelling.
+    """
+
+    _winerror = 10105
+    import_name: str = ""
 
 
 class InternalError(SharedSocketError):

@@ -56,6 +56,7 @@ class Claim:
         slot: the socket's place in the common state.
         target_bound: whether the ticket was for this process alone.
         incarnation: the registry that granted it.
+        chain: the providers under the Python face; a peer's text, to be checked before it is believed.
     """
 
     number: int
@@ -64,23 +65,31 @@ class Claim:
     slot: int
     target_bound: bool
     incarnation: bytes = b""
+    chain: str = ""
 
 
 class Client(Link):
     """This process's calls to one registry; made by `connect.default_client` and `connect.client_of`."""
 
-    def announce(self, socket: SocketFacts, descriptor: DescriptorFacts) -> int:
-        """Have one descriptor counted; return the socket's place in the common state. Idempotent."""
-        fields = _socket_fields(socket) | _descriptor_fields(descriptor)
+    def announce(self, socket: SocketFacts, descriptor: DescriptorFacts, *, chain: str = "") -> int:
+        """Have one descriptor counted; return the socket's place in the common state. Idempotent.
+
+        Args:
+            chain: the providers under the Python face, as `descriptors.providing` spells them.
+        """
+        fields = _socket_fields(socket) | _descriptor_fields(descriptor) | {"chain": chain}
         return self._announced(Code.ANNOUNCE, descriptor, fields)
 
-    def recover(self, socket: SocketFacts, descriptor: DescriptorFacts, state: CommonState | None = None) -> int:
+    def recover(
+        self, socket: SocketFacts, descriptor: DescriptorFacts, state: CommonState | None = None, chain: str = ""
+    ) -> int:
         """Have a descriptor counted by a registry that took the place of the one it was shared through.
 
         Args:
             state: what all sharers agreed on there; None: nothing special.
+            chain: as in `announce`.
         """
-        fields = _socket_fields(socket) | _descriptor_fields(descriptor)
+        fields = _socket_fields(socket) | _descriptor_fields(descriptor) | {"chain": chain}
         common = {name: getattr(state, name, default) for name, default in _BLANK.items()}
         return self._announced(Code.RECOVER, descriptor, fields | common)
 
@@ -173,8 +182,17 @@ class Client(Link):
             facts = socket_facts(numbers[0])
             if facts is None or facts.socket != reply.socket:
                 raise TicketInvalid("the registry sent something else than the ticket's socket")
-            place, incarnation = self._place(reply.slot), self._session.incarnation
-            claims.append(Claim(reply.number, numbers[0], facts, place, reply.target_bound, incarnation))
+            claims.append(
+                Claim(
+                    reply.number,
+                    numbers[0],
+                    facts,
+                    self._place(reply.slot),
+                    reply.target_bound,
+                    self._session.incarnation,
+                    reply.chain,
+                )
+            )
             return claims[before]
         except BaseException as error:
             if keep is None or len(keep) == before:

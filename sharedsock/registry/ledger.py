@@ -48,12 +48,15 @@ __all__ = ["Granted", "Ledger"]
 
 @dataclass(frozen=True, slots=True)
 class Granted:
-    """What a claim has granted: the ticket's number for ACK or REFUSE, the socket, its slot, whether it was bound."""
+    """What a claim has granted: the ticket's number for ACK or REFUSE, the socket, its slot, whether it was bound, its
+    chain.
+    """
 
     number: int
     socket: SocketFacts
     slot: int
     target_bound: bool
+    chain: str = ""
 
 
 class Ledger:
@@ -99,6 +102,7 @@ class Ledger:
         socket: SocketFacts,
         descriptor: DescriptorFacts,
         recovered: CommonState | None = None,
+        chain: str = "",
     ) -> int:
         """Count a holder's descriptor, making the socket's record if need be; return the socket's slot.
 
@@ -108,6 +112,7 @@ class Ledger:
             recovered: the holder shared it through an earlier registry, so others may hold it that this one does
                 not know yet (recovery.py). This is what its sharers agreed on there: all that is known where the
                 record is new; later only the directions that were shut down meanwhile and a reset add to it.
+            chain: what lies under the Python face; the record keeps that of the first announcement.
 
         Raises:
             NotASocket: this descriptor is known, and is one of another socket.
@@ -121,7 +126,7 @@ class Ledger:
         if known is None:
             self._check_room(holding)
         if record is None:
-            record = self._new_record(socket, replace(recovered or CommonState(), events=0))
+            record = self._new_record(socket, replace(recovered or CommonState(), events=0), chain)
         if recovered is not None:
             self._recover(record, holder, recovered)
         if known is None:
@@ -316,7 +321,7 @@ class Ledger:
         self._check_room(self._holdings.get(holder))
         ticket.state, ticket.claimer = State.CLAIMED, holder
         record = ticket.record
-        return Granted(ticket.number, record.facts, record.slot, ticket.target is not None)
+        return Granted(ticket.number, record.facts, record.slot, ticket.target is not None, record.chain)
 
     def acknowledge(self, holder: HolderId, number: int, descriptor: DescriptorFacts) -> None:
         """The claimer has a usable descriptor: the ticket's reference becomes the descriptor's. Doubled: no effect.
@@ -511,14 +516,14 @@ class Ledger:
         if holding is not None and len(holding.descriptors) + holding.lent >= self.limits.descriptors_per_holder:
             raise from_errno(errno.ENOBUFS, "too many descriptors of one process at this registry; close some")
 
-    def _new_record(self, socket: SocketFacts, common: CommonState) -> Record:
+    def _new_record(self, socket: SocketFacts, common: CommonState, chain: str) -> Record:
         if len(self._records) >= self.limits.sockets:
             raise from_errno(errno.ENOBUFS, "too many shared sockets at this registry; close some")
         if self._free_slots:
             slot = self._free_slots.pop()
         else:
             slot, self._slots_used = self._slots_used, self._slots_used + 1
-        record = self._records[socket.socket] = Record(socket, slot, common=common)
+        record = self._records[socket.socket] = Record(socket, slot, chain=chain, common=common)
         self._effects.append(ShowCommon(slot, record.common))
         return record
 

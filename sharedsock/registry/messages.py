@@ -37,6 +37,7 @@ __all__ = [
     "COMMON_FIELDS",
     "HEADER",
     "HOLDER_KINDS",
+    "MAX_CHAIN",
     "MAX_MESSAGE",
     "MAX_TEXT",
     "NONCE_SIZE",
@@ -59,6 +60,7 @@ MAX_MESSAGE: Final = 4096
 MAX_TEXT: Final = 255  # bytes of UTF-8; a longer place keeps its end, which names the line
 SECRET_SIZE: Final = 32
 NONCE_SIZE: Final = 32
+MAX_CHAIN: Final = 2048  # bytes of UTF-8: a chain of providers, as import names and parameters
 VERSION: Final = 1
 _MAGIC: Final = 0x5353
 HEADER: Final = struct.Struct("!HHHI")  # magic, version, code, request id
@@ -157,6 +159,7 @@ class _Text:
     """UTF-8 behind a 16-bit length of at most MAX_TEXT. Packing keeps the end of a longer text."""
 
     _length = struct.Struct("!H")
+    _most = MAX_TEXT
 
     def pack(self, value: Any) -> bytes:
         raw = str(value).encode("utf-8", "replace")
@@ -169,7 +172,7 @@ class _Text:
         if start > len(data):
             raise ProtocolError("truncated")
         (size,) = self._length.unpack_from(data, offset)
-        if size > MAX_TEXT:
+        if size > self._most:
             raise ProtocolError("text too long")
         if start + size > len(data):
             raise ProtocolError("truncated")
@@ -177,6 +180,18 @@ class _Text:
             return data[start : start + size].decode("utf-8", "strict"), start + size
         except UnicodeDecodeError:
             raise ProtocolError("bad utf-8") from None
+
+
+class _Chain(_Text):
+    """A text of at most MAX_CHAIN bytes, whole or not at all: its end alone would be another chain."""
+
+    _most = MAX_CHAIN
+
+    def pack(self, value: Any) -> bytes:
+        raw = str(value).encode("utf-8")
+        if len(raw) > MAX_CHAIN:
+            raise ValueError(f"a chain of {len(raw)} bytes; {MAX_CHAIN} may travel")
+        return self._length.pack(len(raw)) + raw
 
 
 class _Optional:
@@ -226,7 +241,7 @@ class _List:
 
 
 _U8, _U16, _U32, _U64, _I32, _F64 = _Number("B"), _Number("H"), _Number("I"), _Number("Q"), _Number("i"), _Number("d")
-_FLAG, _TEXT, _SOCKET = _Flag(), _Text(), _WideInt()
+_FLAG, _TEXT, _CHAIN, _SOCKET = _Flag(), _Text(), _Chain(), _WideInt()
 _SECRET, _NONCE, _HOLDER_NONCE = _Bytes(SECRET_SIZE), _Bytes(NONCE_SIZE), _Bytes(16)
 _OPTIONAL_U32, _OPTIONAL_F64 = _Optional(_U32, 0), _Optional(_F64, 0.0)
 
@@ -305,7 +320,7 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.WELCOME: Shape(
         (("proof", _SECRET), ("incarnation", _HOLDER_NONCE), ("pid", _U32), ("page", _FLAG)), descriptor=True
     ),
-    Code.ANNOUNCE: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS), Code.ANNOUNCED),
+    Code.ANNOUNCE: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, ("chain", _CHAIN)), Code.ANNOUNCED),
     Code.ISSUE: Shape(
         (
             ("socket", _SOCKET),
@@ -337,14 +352,16 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.BYE: Shape((), Code.OK),
     Code.SHUTDOWN: Shape((), Code.OK),
     # To a registry in a dead one's place: each descriptor it had counted, with the common state there, then the end.
-    Code.RECOVER: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, *_COMMON), Code.ANNOUNCED),
+    Code.RECOVER: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, *_COMMON, ("chain", _CHAIN)), Code.ANNOUNCED),
     Code.RECOVERED: Shape((), Code.OK),
     Code.OK: Shape(()),
     Code.ERROR: Shape((("kind", _U8), ("errno", _I32), ("message", _TEXT))),
     Code.ANNOUNCED: Shape((("slot", _U32),)),
     Code.ISSUED: Shape((("secret", _SECRET),)),
     Code.FLAG: Shape((("value", _FLAG),)),
-    Code.CLAIMED: Shape((("number", _U64), *_SOCKET_FACTS, ("slot", _U32), ("target_bound", _FLAG)), descriptor=True),
+    Code.CLAIMED: Shape(
+        (("number", _U64), *_SOCKET_FACTS, ("slot", _U32), ("target_bound", _FLAG), ("chain", _CHAIN)), descriptor=True
+    ),
     Code.NUMBER: Shape((("value", _U64),)),
     # Pages: `following` is the `start` of the next page, 0 at the end. A holder's kind is an index into HOLDER_KINDS.
     Code.HOLDERS_PAGE: Shape(

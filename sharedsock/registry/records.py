@@ -136,6 +136,7 @@ class Record:
     """One shared socket: `open` counts its references that are not closing, `pending` is the closer that waits.
 
     Attributes:
+        chain: the providers under the Python face, as the first announcer spelled them: text, and nothing else, here.
         registrant: whose event registration is in `common`; it ends with his last descriptor (EVENT-11).
         recovered: shared through an earlier registry, so others may hold it that this one does not know yet.
         unsure: announced again by a holder nobody knew to await, so there may be more like it: nobody is ever last.
@@ -145,6 +146,7 @@ class Record:
     slot: int
     recovered: bool = False
     unsure: bool = False
+    chain: str = ""
     common: CommonState = field(default_factory=CommonState)
     references: dict[int, Reference] = field(default_factory=dict)
     open: int = 0

@@ -113,14 +113,17 @@ def _descriptor_facts(message: Message) -> DescriptorFacts:
 
 def _announce(asked: Asked) -> Reply:
     message = asked.message
-    slot = asked.services.ledger.announce(asked.holder, _socket_facts(message), _descriptor_facts(message))
+    slot = asked.services.ledger.announce(
+        asked.holder, _socket_facts(message), _descriptor_facts(message), chain=message.chain
+    )
     return asked.ok(Code.ANNOUNCED, slot=slot)
 
 
 def _recover(asked: Asked) -> Reply:
     message = asked.message
     state = CommonState(**{name: message.values[name] for name in COMMON_FIELDS})
-    slot = asked.services.ledger.announce(asked.holder, _socket_facts(message), _descriptor_facts(message), state)
+    facts = _socket_facts(message), _descriptor_facts(message)
+    slot = asked.services.ledger.announce(asked.holder, *facts, state, message.chain)
     return asked.ok(Code.ANNOUNCED, slot=slot)
 
 
@@ -182,6 +185,7 @@ def _claim(asked: Asked) -> Reply:
         protocol=facts.protocol,
         slot=granted.slot,
         target_bound=granted.target_bound,
+        chain=granted.chain,
     )
     return Reply(data, services.custody.descriptor_of(granted.number), granted.number)
 

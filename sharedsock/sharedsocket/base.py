@@ -67,6 +67,8 @@ class SocketBase(PlainSocket):
         """Take a descriptor as one's own; in a forked child, the one that replaces the parent's."""
         self._descriptor = descriptor
         descriptor.attach(self)
+        if descriptor.chain is not None:
+            descriptor.chain.put_under(self)
 
 
 def timeout_of(flags: int) -> float:

@@ -14,7 +14,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from sharedsock.descriptors import closing, options, service, sharing, table, transfer
+from sharedsock.descriptors import closing, options, providing, service, sharing, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import conversation, operations, sockets
 from sharedsock.kernel.teardown import silent_once_emptied
@@ -99,6 +99,7 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
         else:
             kernel = sockets.adopt(fileno, family, type, proto)
         descriptor = Descriptor(kernel)
+        descriptor.chain = providing.current
         if type & _NONBLOCK and type != -1:
             descriptor.timeout_s = 0.0
         if fileno is not None:
@@ -368,6 +369,7 @@ def fromshare(info: bytes) -> SharedSocket:
 
     Raises:
         TicketInvalid, TicketAlreadyClaimed, TicketExpired: 10022, and nothing is used up.
+        InvalidProvider: a provider under the socket cannot be had here (10105); the ticket can be redeemed again.
         OSError: EMFILE; the ticket can be redeemed again. RegistryGone: 10050.
 
     Source: LPWSPSOCKET with FROM_PROTOCOL_INFO.

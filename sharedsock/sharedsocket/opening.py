@@ -5,9 +5,10 @@ from __future__ import annotations
 import _socket
 import errno
 import socket
+import types
 from typing import TYPE_CHECKING, Any
 
-from sharedsock.descriptors import options, table
+from sharedsock.descriptors import options, providing, table
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import sockets, system
 from sharedsock.kernel.waker import Waker
@@ -56,6 +57,7 @@ def _take_over(plain: _socket.socket) -> SharedSocket:
             sockets.close_stray(number, cookie)
         raise
     descriptor = Descriptor(kernel)
+    descriptor.chain = providing.current
     descriptor.timeout_s = timeout_s
     options.take_over_linger(descriptor)
     return SharedSocket._over(descriptor)
@@ -100,6 +102,8 @@ def create_connection(address: Any, *arguments: Any, **keywords: Any) -> SharedS
 
 def _taken_over(make: Callable[..., socket.socket], *arguments: Any, **keywords: Any) -> SharedSocket:
     """Adopt what a function of the socket module makes; where SharedSocket stands in for socket.socket, it is one."""
+    if providing.current is not None:
+        make = _over_ours(make)
     try:
         made = make(*arguments, **keywords)
     except OSError as error:
@@ -109,3 +113,11 @@ def _taken_over(make: Callable[..., socket.socket], *arguments: Any, **keywords:
         return made
     with made:
         return adopt(made)
+
+
+def _over_ours(make: Any) -> Callable[..., socket.socket]:
+    """Return a function of the socket module that opens a SharedSocket: its bind or connect is the chain's as well."""
+    names = {**make.__globals__, "socket": SharedSocket}
+    ours = types.FunctionType(make.__code__, names, make.__name__, make.__defaults__, make.__closure__)
+    ours.__kwdefaults__ = make.__kwdefaults__
+    return ours

@@ -14,6 +14,7 @@ from sharedsock.model.errors import (
     WSA_TABLE,
     ForkedDescriptor,
     InternalError,
+    InvalidProvider,
     NotASocket,
     OperationAborted,
     RegistryGone,
@@ -87,6 +88,7 @@ KINDS: list[tuple[type[SharedSocketError], int, int]] = [
     (TicketExpired, errno.EINVAL, 10022),
     (TicketLimit, errno.EINVAL, 10022),
     (RegistryGone, errno.ENETDOWN, 10050),
+    (InvalidProvider, errno.EIO, 10105),
     (InternalError, errno.EIO, 10107),
 ]
 

@@ -170,6 +170,7 @@ class Dialogue:
             descriptor=descriptor,
             opened_at="test.py:1 in f",
             opened_s=1.0,
+            chain="",
             **more,
         )
 

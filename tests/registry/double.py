@@ -352,6 +352,7 @@ def claimed(message: Message, sock: SocketFacts, number: int = 7) -> bytes:
         protocol=sock.protocol,
         slot=0,
         target_bound=True,
+        chain="",
     )
 
 

@@ -18,6 +18,7 @@ from sharedsock.model import errors
 from sharedsock.registry.messages import (
     HEADER,
     HOLDER_KINDS,
+    MAX_CHAIN,
     MAX_MESSAGE,
     MAX_TEXT,
     SHAPES,
@@ -49,8 +50,8 @@ VALID: dict[Code, dict[str, Any]] = {
     Code.CHALLENGE: {"nonce": _SECRET},
     Code.ANSWER: {"nonce": _SECRET, "holder": b"h" * 16, "proof": _SECRET},
     Code.WELCOME: {"proof": _SECRET, "incarnation": b"i" * 16, "pid": 77, "page": True},
-    Code.ANNOUNCE: {**_SOCKET_FACTS, **_DESCRIPTOR_FACTS},
-    Code.RECOVER: {**_SOCKET_FACTS, **_DESCRIPTOR_FACTS, **_COMMON},
+    Code.ANNOUNCE: {**_SOCKET_FACTS, **_DESCRIPTOR_FACTS, "chain": '[["m:Täst", {}]]'},
+    Code.RECOVER: {**_SOCKET_FACTS, **_DESCRIPTOR_FACTS, **_COMMON, "chain": ""},
     Code.RECOVERED: {},
     Code.ISSUE: {"socket": 9, "descriptor": 7, "target": 4242, "expires_s": None, "launching": False},
     Code.BIND: {"secret": _SECRET, "target": 3},
@@ -76,7 +77,7 @@ VALID: dict[Code, dict[str, Any]] = {
     Code.ANNOUNCED: {"slot": 65_535},
     Code.ISSUED: {"secret": _SECRET},
     Code.FLAG: {"value": True},
-    Code.CLAIMED: {"number": 5, **_SOCKET_FACTS, "slot": 8, "target_bound": True},
+    Code.CLAIMED: {"number": 5, **_SOCKET_FACTS, "slot": 8, "target_bound": True, "chain": ""},
     Code.NUMBER: {"value": 1 << 63},
     Code.HOLDERS_PAGE: {"following": 0, "items": ((1, "python", 7, 0, "a.py:1 in f", 2.5), (2, "", 0, 2, "", 0.0))},
     Code.SOCKETS_PAGE: {"following": 1, "items": ((9, 2, 1, 6, 3),)},
@@ -138,6 +139,20 @@ def test_an_announced_length_is_not_believed(length: int) -> None:
     page = HEADER.pack(0x5353, 1, Code.SOCKETS_PAGE, 1) + struct.pack("!IH", 0, 0xFFFF)
     with pytest.raises(ProtocolError, match="truncated"):
         decode(page)
+
+
+@pytest.mark.fault("F-106", "S-07")
+def test_a_chain_travels_whole_or_not_at_all() -> None:
+    """Its longest spelling fits a message; a longer one is refused by the packer, and by the reader."""
+    values = VALID[Code.ANNOUNCE]
+    longest = "x" * MAX_CHAIN
+    data = encode(Code.ANNOUNCE, 1, **{**values, "chain": longest})
+    assert decode(data).chain == longest
+    with pytest.raises(ValueError, match="may travel"):
+        encode(Code.ANNOUNCE, 1, **{**values, "chain": longest + "x"})
+    start = len(data) - MAX_CHAIN - 2
+    with pytest.raises(ProtocolError, match="text too long"):
+        decode(data[:start] + struct.pack("!H", MAX_CHAIN + 1) + data[start + 2 :] + b"x")
 
 
 @pytest.mark.fault("F-106")

@@ -189,6 +189,7 @@ def test_held_at_a_point_it_serves_on_when_let_go(run: Callable[..., Running], o
                 descriptor=1,
                 opened_at="",
                 opened_s=0.0,
+                chain="",
             )
             assert ours_gate.recv(1) == b"h"
             other = second.send(Code.STATISTICS)
