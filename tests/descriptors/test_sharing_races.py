@@ -129,9 +129,9 @@ def test_a_close_in_the_middle_of_dup(
         name = "_twin_of" if place.endswith("duplicated") else "announce"
         real = getattr(owner, name)
 
-        def hold(*arguments: Any) -> Any:
+        def hold(*arguments: Any, **named: Any) -> Any:
             pause.hold()
-            return real(*arguments)
+            return real(*arguments, **named)
 
         monkeypatch.setattr(owner, name, hold)
     with hooked(pause):
