@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import sharedsock as ss
+from sharedsock import spi
 from tests.descriptors.sharers import wait_until
 from tests.sweeps.scenes import PATIENCE_S, TAGGED, Outcome, Scene, Stage, is_silent, scene, sees_end, untroubled
 
@@ -314,6 +315,18 @@ def start_registry(stage: Stage) -> Acts:
     outcome = yield registry.start
     outcome.value_or(registry.start)
     assert registry.client.sockets() == ()
+
+
+@scene("use_provider")
+def use_provider(stage: Stage) -> Acts:
+    """Begun half way or not: it can be begun again, and ended."""
+    try:
+        outcome = yield lambda: ss.use_provider(spi.Tracing)
+        outcome.value_or(lambda: ss.use_provider(spi.Tracing))
+        assert type(stage.has(ss.SharedSocket())) is not ss.SharedSocket
+    finally:
+        ss.use_provider(None)
+    assert type(stage.has(ss.SharedSocket())) is ss.SharedSocket
 
 
 @scene("connect_registry")
