@@ -51,8 +51,10 @@ def wrap_tls(stage: Stage) -> Acts:
         outcome = yield lambda: ss.wrap_tls(_contexts().client, ours, server_hostname=HOST)
         if outcome.error is None:
             server = serving.outcome()
-            outcome.value.sendall(TAGGED)
-            assert server.recv(1 << 16) == TAGGED
+            # A system call that was to fail may have been the server's; with TLS 1.3 the client is done before it.
+            if not isinstance(server, OSError):
+                outcome.value.sendall(TAGGED)
+                assert server.recv(1 << 16) == TAGGED
         assert ours.pending_operations() == ()
 
 
