@@ -363,7 +363,7 @@ def _watch(registration: _Registration) -> None:
             _recorder = _Recorder()
         polls = _recorder.polls
         kernel = registration.kernel
-        here = polling.Presence((kernel,), "events")
+        here = polling.Presence((kernel,), None)
         try:
             here.enter()
             # Race: a close marks, then takes the number out of every set it finds entered; we enter, then look.
@@ -400,7 +400,7 @@ def _look(number: int, ready: int) -> None:
     if registration is None:
         return
     kernel = registration.kernel
-    here = polling.Presence((kernel,), "events")
+    here = polling.Presence((kernel,), None)
     has_news = False
     try:
         here.enter()

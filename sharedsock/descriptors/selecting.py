@@ -239,7 +239,7 @@ class Selector(selectors.BaseSelector):
             return key
         # Race: a close marks, then takes the number out of every set it finds entered; we enter, then look for the
         # mark. Being present, we keep it from putting the dead file over the number in between.
-        here = polling.Presence((kernel,), "register")
+        here = polling.Presence((kernel,), None)
         try:
             here.enter()
             self._kernels[number], self._keys[number], self._entered[number] = kernel, key, next(self._steps)
@@ -280,7 +280,7 @@ class Selector(selectors.BaseSelector):
         key = self._key_of(fileobj)
         if events != key.events:
             mask = _mask_of(events)
-            here = polling.Presence([self._kernels[key.fd]] if key.fd in self._kernels else (), "modify")
+            here = polling.Presence([self._kernels[key.fd]] if key.fd in self._kernels else (), None)
             try:
                 here.enter()
                 if self._keys.get(key.fd) is key:
@@ -420,7 +420,7 @@ class Selector(selectors.BaseSelector):
             return
         self._kernels.pop(number, None)
         polling.leave(kernel, self._polls)
-        here = polling.Presence((kernel,), "unregister")
+        here = polling.Presence((kernel,), None)
         try:
             here.enter()
             if not kernel.is_buried:

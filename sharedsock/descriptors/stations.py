@@ -204,7 +204,7 @@ class Station:
         # Race: a close marks, then takes the number out of every set it finds entered; we enter the set, then look
         # for the mark. Being present, we keep it from putting the dead file over the number in between. Once it is
         # marked when we come, the number may be another socket's: then the set is none of our business.
-        here = polling.Presence((self.kernel,), "overlapped")
+        here = polling.Presence((self.kernel,), None)
         try:
             here.enter()
             if not self._is_aborted() and (mask != self._mask or not mask):

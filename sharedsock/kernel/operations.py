@@ -80,6 +80,8 @@ def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:
         waiters.append(("recv", kernel.talk.since_s, inside))
         kernel.talk.silence()  # a socket that is looked at has its receives timed one by one
     for kind, since_s, ident in waiters:
+        if kind is None:  # housekeeping, over in a moment
+            continue
         thread = threads.get(ident)
         name, native_id = ("", 0) if thread is None else (thread.name, thread.native_id or 0)
         rows.append(PendingOperation(name, native_id, kind, epoch_s + since_s))

@@ -190,13 +190,17 @@ class Presence:
 
     and not as a context manager: an interrupt at the door of an __exit__ would leave the row there for ever.
 
+    Args:
+        kernels: the sockets somebody is inside.
+        kind: the operation as `pending_operations()` lists it; none for housekeeping, which it does not list.
+
     Attributes:
         leave: takes the row out, in one C call.
     """
 
     __slots__ = ("_kernels", "_tables", "_waiter", "leave")
 
-    def __init__(self, kernels: Iterable[KernelSocket], kind: str) -> None:
+    def __init__(self, kernels: Iterable[KernelSocket], kind: str | None) -> None:
         self._kernels = tuple(kernels)
         self._tables = [kernel.waiters for kernel in self._kernels]
         self._waiter = [kind, monotonic(), get_ident()]

@@ -18,6 +18,7 @@ import pytest
 
 import sharedsock as ss
 from sharedsock.descriptors import overlapped, service
+from sharedsock.kernel import polling
 from tests.descriptors import kinds, requests
 from tests.descriptors.requests import PATIENCE_S, error_of
 
@@ -260,6 +261,25 @@ def test_pending_operations_are_listed_under_the_thread_that_began_them(pair: ki
     for operation in begun:
         operation.result(PATIENCE_S)
     assert pair.local.pending_operations() == ()
+
+
+def test_the_service_thread_s_housekeeping_is_no_pending_operation(
+    pair: kinds.Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it takes a socket out of its set, a close of that socket waits for it; no operation does."""
+    remove = polling.PollSet.remove
+    seen: list[tuple[str, tuple[ss.PendingOperation, ...]]] = []
+
+    def look(polls: polling.PollSet, number: int) -> None:
+        seen.append((threading.current_thread().name, pair.local.pending_operations()))
+        remove(polls, number)
+
+    operation = pair.local.begin_recv(1)
+    monkeypatch.setattr(polling.PollSet, "remove", look)
+    pair.peer.send(b"x")
+    assert operation.result(PATIENCE_S) == b"x"
+    assert (service.NAME, ()) in seen
+    assert all(rows == () for _, rows in seen)
 
 
 @pytest.mark.rule("EXIT-2")
