@@ -16,6 +16,7 @@ import pytest
 from sharedsock import spi
 from sharedsock.model.winsock import AF_INET, IPPROTO_TCP, SOCK_DGRAM, SOCK_STREAM, WSA_FLAG_OVERLAPPED
 from sharedsock.spi import WSAPROTOCOL_INFO, LayeredProvider
+from tests.descriptors import sharers
 
 CHAINS = ("base", "chain")
 BOUND_S = 10.0
@@ -143,29 +144,12 @@ def fill(s: int) -> int:
     return sent
 
 
-class Running:
-    """A call in a thread of its own, and what it came to."""
-
-    def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self._call = call, arguments
-        self._thread = threading.Thread(target=self._run, name="running", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        call, arguments = self._call
-        del self._call
-        try:
-            self.value = call(*arguments)
-        except BaseException as error:  # the outcome, whatever it is
-            self.error = error.with_traceback(None)
-            self.error.__context__ = self.error.__cause__ = None
+class Running(sharers.Running):
+    """A call of the SPI in a thread of its own, and the code it came to."""
 
     def code(self) -> int:
         """Wait for the end; return the code it failed with, 0 if it did not."""
-        self._thread.join(BOUND_S)
-        assert not self._thread.is_alive(), "the call hangs"
+        self.outcome()
         if self.error is None:
             return 0
         assert isinstance(self.error, spi.WSAError), self.error
