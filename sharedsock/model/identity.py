@@ -78,7 +78,7 @@ class Holder:
         pid: the holding process; for an unclaimed ticket its target (0: first claimer wins).
         name: the process's name.
         descriptor: its number there; 0 for an unclaimed ticket.
-        kind: "descriptor", "closing", "ticket" or "lent".
+        kind: "descriptor", "closing", "ticket" or "lent"; of one that has gone "closed" or "died".
         opened_at: "file:line in function".
         since_s: since when, in seconds since the epoch.
     """

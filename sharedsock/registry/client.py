@@ -292,9 +292,16 @@ class Client(Link):
 
     def holders(self, socket: SocketId) -> tuple[Holder, ...]:
         """Return every reference of a socket."""
+        return self._holders(Code.HOLDERS, socket)
+
+    def former_holders(self, socket: SocketId) -> tuple[Holder, ...]:
+        """Return who had a socket that still lives and has it no more, in the order they went; the newest of them."""
+        return self._holders(Code.FORMER_HOLDERS, socket)
+
+    def _holders(self, code: Code, socket: SocketId) -> tuple[Holder, ...]:
         return tuple(
             Holder(pid, name, DescriptorId(descriptor), _holder_kind(kind), opened_at, since_s)
-            for pid, name, descriptor, kind, opened_at, since_s in self._pages(Code.HOLDERS, socket=socket)
+            for pid, name, descriptor, kind, opened_at, since_s in self._pages(code, socket=socket)
         )
 
     def sockets(self) -> tuple[tuple[SocketFacts, int], ...]:

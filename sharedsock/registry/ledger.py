@@ -204,7 +204,7 @@ class Ledger:
         reference = self._own(holder, descriptor)
         if reference.state is not State.CLOSING:
             raise from_errno(errno.EINVAL, "end-close without begin-close")
-        self._drop_descriptor(reference)
+        self._drop_descriptor(reference, "closed")
 
     def cancel_close(self, holder: HolderId, descriptor: DescriptorId) -> None:
         """A close was refused: the descriptor is open again, and who waited for it is NOT LAST. Doubled: no effect.
@@ -447,7 +447,7 @@ class Ledger:
         holding = self._holdings.get(holder)
         if holding is not None:
             for reference in list(holding.descriptors.values()):
-                self._drop_descriptor(reference)
+                self._drop_descriptor(reference, "died")
         for ticket in [one for one in self._targeted.get(holder.process, ()) if one.holder == holder]:
             if ticket.state is State.ISSUED and ticket.target is None:
                 self._void(ticket)  # minted for a child that this program can no longer launch
@@ -479,6 +479,11 @@ class Ledger:
         """Return every reference of a socket, in the order they came."""
         record = self._records.get(socket)
         return () if record is None else tuple(r.shown(self._names) for r in record.references.values())
+
+    def former_holders(self, socket: SocketId) -> tuple[Holder, ...]:
+        """Return who had a descriptor of a socket that still lives, in the order they went: the newest of them."""
+        record = self._records.get(socket)
+        return () if record is None else tuple(record.former or ())
 
     def sockets(self) -> tuple[tuple[SocketFacts, int], ...]:
         """Return every socket and its count."""
@@ -537,7 +542,7 @@ class Ledger:
         holding.sockets[socket] = holding.sockets.get(socket, 0) + 1
         record.enter(reference)
 
-    def _drop_descriptor(self, reference: Reference) -> None:
+    def _drop_descriptor(self, reference: Reference, how: str) -> None:
         holding = self._holdings[reference.holder]
         descriptor, socket = reference.facts.descriptor, reference.record.facts.socket
         del holding.descriptors[descriptor]
@@ -547,6 +552,7 @@ class Ledger:
             self._end_registration(reference.record, reference.holder)
         remember(holding.ended, descriptor, None, 64)
         reference.record.leave(reference)
+        reference.record.recall(reference, how, self._names, self.limits.former_holders)
         self._tell(reference, last=False)
         self._settle(reference.record)
 
@@ -561,6 +567,7 @@ class Ledger:
         self._holdings[reference.holder].lent -= 1
         self._forget_if_empty(reference.holder)
         reference.record.leave(reference)
+        reference.record.recall(reference, "died", self._names, self.limits.former_holders)
         self._settle(reference.record)
 
     def _forget_if_empty(self, holder: HolderId) -> None:

@@ -65,7 +65,7 @@ VERSION: Final = 1
 _MAGIC: Final = 0x5353
 HEADER: Final = struct.Struct("!HHHI")  # magic, version, code, request id
 
-HOLDER_KINDS: Final = ("descriptor", "closing", "ticket", "lent")
+HOLDER_KINDS: Final = ("descriptor", "closing", "ticket", "lent", "closed", "died")
 COMMON_FIELDS: Final = (
     "shut_receive",
     "shut_send",
@@ -288,6 +288,7 @@ class Code(IntEnum):
     SHUTDOWN = 0x23
     RECOVER = 0x24
     RECOVERED = 0x25
+    FORMER_HOLDERS = 0x26
     OK = 0x80
     ERROR = 0x81
     ANNOUNCED = 0x82
@@ -343,6 +344,7 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.LEND: Shape((("socket", _SOCKET), ("descriptor", _U64), ("target", _U32)), Code.OK),
     Code.REFERENCES: Shape((("socket", _SOCKET),), Code.NUMBER),
     Code.HOLDERS: Shape((("socket", _SOCKET), ("start", _U32)), Code.HOLDERS_PAGE),
+    Code.FORMER_HOLDERS: Shape((("socket", _SOCKET), ("start", _U32)), Code.HOLDERS_PAGE),
     Code.SOCKETS: Shape((("start", _U32),), Code.SOCKETS_PAGE),
     # `changed` has one bit per COMMON_FIELDS name: only those are written, the others are sent blank.
     Code.SET_COMMON: Shape((("socket", _SOCKET), ("changed", _U16), *_COMMON), Code.OK),

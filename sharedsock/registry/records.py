@@ -13,7 +13,7 @@ Descriptors, secrets and time belong to the ledger.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -45,6 +45,7 @@ class Limits:
     descriptors_per_holder: int = 65_536
     sockets: int = SLOTS
     remembered: int = 4096  # used and expired tickets, kept to name the reason of a refusal
+    former_holders: int = 32  # of each socket, kept to name who had it
     claim_once_s: float = 60.0
     close_wait_s: float = 1.5  # T_rpc less the way back: the answer must reach a client that gives up after 2 s
 
@@ -119,9 +120,9 @@ class Reference:
     digest: bytes = field(default=b"", repr=False)
     claimer: HolderId | None = None
 
-    def shown(self, names: dict[ProcessId, str]) -> Holder:
-        """Return the reference as introspection lists it."""
-        process, descriptor, kind = self.holder.process, self.facts.descriptor, self.state.value
+    def shown(self, names: dict[ProcessId, str], kind: str = "") -> Holder:
+        """Return the reference as introspection lists it; `kind`: how it has ended."""
+        process, descriptor, kind = self.holder.process, self.facts.descriptor, kind or self.state.value
         if self.state is State.LENT and self.target is not None:
             process = self.target
         elif self.state in TICKETS:
@@ -140,6 +141,8 @@ class Record:
         registrant: whose event registration is in `common`; it ends with his last descriptor (EVENT-11).
         recovered: shared through an earlier registry, so others may hold it that this one does not know yet.
         unsure: announced again by a holder nobody knew to await, so there may be more like it: nobody is ever last.
+        former: who had a descriptor and has it no more, in the order they went, None: nobody yet. With the record it
+            goes as well.
     """
 
     facts: SocketFacts
@@ -152,6 +155,7 @@ class Record:
     open: int = 0
     pending: Reference | None = None
     registrant: HolderId | None = None
+    former: deque[Holder] | None = None
 
     def enter(self, reference: Reference) -> None:
         """Count a new open reference."""
@@ -165,6 +169,13 @@ class Record:
             self.open -= 1
         if self.pending is reference:
             self.pending = None
+
+    def recall(self, reference: Reference, how: str, names: dict[ProcessId, str], most: int) -> None:
+        """Remember who had a descriptor and how that ended, while somebody else has one: the newest `most`."""
+        if self.references:
+            if self.former is None:
+                self.former = deque(maxlen=most)
+            self.former.append(reference.shown(names, how))
 
     def close(self, reference: Reference, state: State, may_be_last: bool | None) -> None:
         """Mark an open reference closing; its `answer` stays None if it is `pending` now.

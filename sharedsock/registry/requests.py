@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 from sharedsock.model import trace
 from sharedsock.model.errors import TicketError, from_errno
-from sharedsock.model.identity import DescriptorFacts, DescriptorId, HolderId, SocketFacts, SocketId
+from sharedsock.model.identity import DescriptorFacts, DescriptorId, Holder, HolderId, SocketFacts, SocketId
 from sharedsock.registry.connection import Channel, Received
 from sharedsock.registry.custody import Custody
 from sharedsock.registry.ledger import Ledger
@@ -236,9 +236,17 @@ def _references(asked: Asked) -> Reply:
 
 
 def _holders(asked: Asked) -> Reply:
+    return _page_of_holders(asked, asked.services.ledger.holders(SocketId(asked.message.socket)))
+
+
+def _former_holders(asked: Asked) -> Reply:
+    return _page_of_holders(asked, asked.services.ledger.former_holders(SocketId(asked.message.socket)))
+
+
+def _page_of_holders(asked: Asked, holders: tuple[Holder, ...]) -> Reply:
     rows = [
         (holder.pid, holder.name, holder.descriptor, HOLDER_KINDS.index(holder.kind), holder.opened_at, holder.since_s)
-        for holder in asked.services.ledger.holders(SocketId(asked.message.socket))
+        for holder in holders
     ]
     return Reply(readdress(fitting(Code.HOLDERS_PAGE, asked.message.start, rows), asked.message.request))
 
@@ -299,6 +307,7 @@ _HANDLERS: Final[dict[Code, Callable[[Asked], Reply | None]]] = {
     Code.LEND: _lend,
     Code.REFERENCES: _references,
     Code.HOLDERS: _holders,
+    Code.FORMER_HOLDERS: _former_holders,
     Code.SOCKETS: _sockets,
     Code.SET_COMMON: _set_common,
     Code.COMMON: _common,

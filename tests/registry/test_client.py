@@ -83,6 +83,7 @@ def test_a_ticket_becomes_a_descriptor_on_the_same_socket(
         assert client.sockets() == ((found, 2),)
     assert not client.begin_close(TWO)
     client.end_close(TWO)
+    assert [(holder.descriptor, holder.kind) for holder in client.former_holders(found.socket)] == [(TWO, "closed")]
     assert client.begin_close(ONE)
     client.cancel_close(ONE)
     assert client.begin_close(ONE)

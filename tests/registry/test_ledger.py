@@ -1039,6 +1039,38 @@ def test_holders_name_everyone(ledger: Ledger) -> None:
     assert {holder.opened_at for holder in ledger.holders(S.socket)} == {"x.py:1 in f"}
 
 
+def test_former_holders_are_remembered_while_the_socket_lives(ledger: Ledger) -> None:
+    """With their names and how it ended: a leak's report names whoever had the socket."""
+    ledger.name(Q, "worker")
+    ledger.announce(B, S, facts(1, "w.py:2 in g"))
+    ledger.announce(C, S, facts(1))
+    ledger.lend(A, S.socket, one(), Q, 9.0)
+    assert ledger.former_holders(S.socket) == ()
+    ledger.begin_close(C, one(), None, 0.0)
+    assert ledger.former_holders(S.socket) == (), "closing, not gone"
+    ledger.end_close(C, one())
+    ledger.reap(Q)
+    assert [(h.pid, h.name, h.kind, h.since_s, h.opened_at) for h in ledger.former_holders(S.socket)] == [
+        (R.pid, "", "closed", 1.0, "x.py:1 in f"),
+        (Q.pid, "worker", "died", 1.0, "w.py:2 in g"),
+        (Q.pid, "worker", "died", 9.0, "x.py:1 in f"),
+    ]
+    ledger.begin_close(A, one(), None, 0.0)
+    ledger.end_close(A, one())
+    ledger.announce(A, S, facts(1))
+    assert ledger.former_holders(S.socket) == (), "another socket's life"
+
+
+def test_of_many_former_holders_the_newest_are_remembered() -> None:
+    ledger = Ledger(limits=Limits(former_holders=2))
+    ledger.announce(A, S, facts(1))
+    for number in (2, 3, 4):
+        ledger.announce(A, S, facts(number))
+        ledger.begin_close(A, DescriptorId(number), None, 0.0)
+        ledger.end_close(A, DescriptorId(number))
+    assert [holder.descriptor for holder in ledger.former_holders(S.socket)] == [3, 4]
+
+
 @pytest.mark.fault("F-37")
 def test_what_the_kernel_says_replaces_what_was_announced(ledger: Ledger) -> None:
     told = SocketFacts(S.socket, 10, 1, 6)

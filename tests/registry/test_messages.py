@@ -65,6 +65,7 @@ VALID: dict[Code, dict[str, Any]] = {
     Code.LEND: {"socket": 9, "descriptor": 7, "target": 3},
     Code.REFERENCES: {"socket": 9},
     Code.HOLDERS: {"socket": 9, "start": 0},
+    Code.FORMER_HOLDERS: {"socket": 9, "start": 0},
     Code.SOCKETS: {"start": 0},
     Code.SET_COMMON: {"socket": 9, "changed": 31, **_COMMON},
     Code.COMMON: {"slot": 8},
