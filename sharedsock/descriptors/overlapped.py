@@ -15,19 +15,14 @@ Source: "Overlapped I/O" and LPWSPCLOSESOCKET (Winsock SPI).
 from __future__ import annotations
 
 import errno
-import operator
 import threading
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from itertools import starmap
 from time import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sharedsock.descriptors import options, service, table, transfer
-from sharedsock.descriptors.transfer import Kept
+from sharedsock.descriptors import requests, service, table
 from sharedsock.kernel import numbers, operations
-from sharedsock.kernel.operations import READ, WRITE
-from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
 from sharedsock.model.errors import ForkedDescriptor, from_errno
 from sharedsock.model.identity import PendingOperation
 from sharedsock.model.winsock import WSA_OPERATION_ABORTED
@@ -36,8 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sharedsock.descriptors.descriptor import Descriptor
+    from sharedsock.descriptors.requests import Work
     from sharedsock.descriptors.stations import Station
-    from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.model.identity import DescriptorId
 
 __all__ = [
@@ -45,9 +40,11 @@ __all__ = [
     "begin_accept",
     "begin_connect",
     "begin_recv",
+    "begin_recvall",
     "begin_recvfrom",
     "begin_send",
     "begin_sendall",
+    "begin_sendto",
 ]
 
 T = TypeVar("T")
@@ -69,17 +66,18 @@ class Operation(Future[T]):
     Attributes:
         kind: "recv", "accept" …
         descriptor: the descriptor it was begun on.
-        bytes_transferred: bytes a send has queued so far; they stay queued, whatever becomes of it.
+        bytes_transferred: bytes a send has queued so far; they stay queued, whatever becomes of it. Of a receive that
+            waits for all its bytes, those that have come.
     """
 
-    def __init__(self, work: _Work, station: Station, descriptor: DescriptorId) -> None:
+    def __init__(self, work: Work, station: Station, descriptor: DescriptorId) -> None:
         super().__init__()
         self.kind = work.kind
         self.direction = work.direction
         self.descriptor = descriptor
         self.needs_clock = False
         self._era = numbers.current_era()
-        self._work: _Work | None = work
+        self._work: Work | None = work
         self._station: Station | None = station
         self._value: Any = None
         self._error: BaseException | None = None
@@ -90,7 +88,7 @@ class Operation(Future[T]):
 
     @property
     def bytes_transferred(self) -> int:
-        """The bytes a send has queued so far."""
+        """The bytes a send has queued so far, or a receive of all has taken."""
         work = self._work
         return self._sent if work is None else work.sent
 
@@ -209,199 +207,7 @@ class Operation(Future[T]):
         self._work = self._station = self._value = self._error = None
 
 
-# -- what the requests do -----------------------------------------------------------------------------------------
-
-
-class _AtOnce:
-    """A descriptor seen as one that never waits, on the kernel socket it had when the request was posted."""
-
-    __slots__ = ("_descriptor", "kernel")
-
-    timeout_s: Final = 0.0
-
-    def __init__(self, descriptor: Descriptor, kernel: KernelSocket) -> None:
-        object.__setattr__(self, "_descriptor", descriptor)
-        object.__setattr__(self, "kernel", kernel)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._descriptor, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._descriptor, name, value)
-
-
-class _Work:
-    """One request's call: made again until it does not raise BlockingIOError.
-
-    Attributes:
-        taken: what a system call has returned, stored by the same C call: an interrupt of whoever tries, for this
-            request or another's, neither loses it nor has it made twice (rule 3).
-    """
-
-    kind: str
-    direction = READ
-
-    @property
-    def sent(self) -> int:
-        """The bytes queued so far."""
-        return 0
-
-    def __init__(self, descriptor: Descriptor) -> None:
-        kernel = transfer.require_kernel(descriptor)
-        self.station = service.station_of(kernel)
-        self.descriptor = cast("Descriptor", _AtOnce(descriptor, kernel))
-        self.taken: list[Any] = []
-
-    def __call__(self, rounds: int | None) -> Any:
-        raise NotImplementedError
-
-    def finish(self, value: Any) -> Any:
-        """Turn what the call returned into the result; runs once, without a lock."""
-        return value
-
-    def keep(self, value: Any) -> Any:
-        """Turn what was taken into what the next call can use; None where there is nothing to keep."""
-        return None
-
-    def release(self) -> None:
-        """Let go of the caller's buffer."""
-
-
-class _Receive(_Work):
-    kind = "recv"
-
-    def __init__(self, descriptor: Descriptor, bufsize: int, flags: int) -> None:
-        self._bufsize = operator.index(bufsize)
-        if self._bufsize < 0:
-            raise ValueError("negative buffersize in recv")
-        self._flags = operator.index(flags) | DONTWAIT
-        super().__init__(descriptor)
-
-    def __call__(self, rounds: int | None) -> Any:
-        if not self.taken:
-            arguments = (self._bufsize, self._flags)
-            call = self.descriptor, self.kind, self.kind, arguments, self.keep, self._give, self._bufsize
-            self.taken.extend(starmap(transfer.receive, (call,)))
-        if self._bufsize and not self.keep(self.taken[0]).data:
-            options.verdict_on_empty(self.descriptor)
-        return self.taken[0]
-
-    def keep(self, value: Any) -> Kept:
-        return Kept(value)
-
-    def _give(self, kept: Kept) -> Any:
-        return kept.data
-
-
-class _ReceiveFrom(_Receive):
-    kind = "recvfrom"
-
-    def keep(self, value: Any) -> Kept:
-        return Kept(*value)
-
-    def _give(self, kept: Kept) -> Any:
-        return kept.data, kept.address
-
-
-class _Send(_Work):
-    kind = "send"
-    direction = WRITE
-    _sent_before = 0
-
-    def __init__(self, descriptor: Descriptor, data: Any, flags: int) -> None:
-        self._flags = operator.index(flags) | DONTWAIT | NOSIGNAL
-        whole = memoryview(data)
-        try:
-            self._view = whole.cast("B") if whole.nbytes else memoryview(b"")
-        finally:
-            whole.release()
-        try:
-            super().__init__(descriptor)
-        except BaseException:
-            self._view.release()
-            raise
-
-    def __call__(self, rounds: int | None) -> Any:
-        if not self.taken:
-            self._send(self._view)
-        return self.sent
-
-    def _send(self, data: memoryview) -> None:
-        self.taken.extend(starmap(transfer.send, ((self.descriptor, self.kind, "send", (data, self._flags)),)))
-
-    @property
-    def sent(self) -> int:
-        return self._sent_before + int(sum(self.taken))
-
-    def release(self) -> None:
-        self._view.release()
-
-
-class _SendAll(_Send):
-    kind = "sendall"
-
-    def __call__(self, rounds: int | None) -> None:
-        while True:
-            with self._view[self.sent :] as rest:
-                self._send(rest)
-            self._sent_before, self.taken = self.sent, []  # no interrupt between two stores
-            if self.sent >= len(self._view):
-                return
-            if rounds is not None:
-                rounds -= 1
-                if rounds <= 0:  # others are served as well
-                    raise BlockingIOError(errno.EWOULDBLOCK, "more to send")
-
-
-class _Accept(_Work):
-    kind = "accept"
-
-    def __init__(self, descriptor: Descriptor, into: Callable[[Descriptor], Any]) -> None:
-        self._into = into
-        self._made: list[Descriptor] = []
-        super().__init__(descriptor)
-
-    def __call__(self, rounds: int | None) -> Any:
-        if not self.taken:
-            self.taken.extend(starmap(transfer.accept, ((self.descriptor,),)))
-        return self.taken[0]
-
-    def finish(self, value: Any) -> Any:
-        kernel, address = value
-        return transfer.hand_over(self.descriptor, kernel, address, self._into, self._made)
-
-    def keep(self, value: Any) -> Any:
-        transfer.withdraw_face(self._made)
-        return value
-
-
-class _Connect(_Work):
-    kind = "connect"
-    direction = WRITE
-
-    def __init__(self, descriptor: Descriptor, address: Any) -> None:
-        self._address = address
-        self._is_under_way = False
-        super().__init__(descriptor)
-
-    def __call__(self, rounds: int | None) -> None:
-        kernel = self.descriptor.kernel
-        if not self._is_under_way:
-            try:
-                transfer.connect(self.descriptor, self._address)
-            except BlockingIOError as error:
-                self._is_under_way = error.errno != errno.EAGAIN  # a full AF_UNIX backlog remembers nothing
-                raise
-            return
-        try:
-            operations.connect_outcome(kernel)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            raise transfer.settle(self.descriptor, kernel, error) from None
-
-
-def _begin(work: _Work, descriptor: Descriptor) -> Operation[Any]:
+def _begin(work: Work, descriptor: Descriptor) -> Operation[Any]:
     """Post a request; raise only if it was not started."""
     station = work.station
     if len(station) >= MOST_PENDING:
@@ -438,7 +244,7 @@ def _begin(work: _Work, descriptor: Descriptor) -> Operation[Any]:
     return operation
 
 
-def _take_back(work: _Work) -> None:
+def _take_back(work: Work) -> None:
     """A caller was interrupted and will never see its operation: leave what it took to the next call (rule 3)."""
     kernel = work.station.kernel
     if kernel.aborted is None:
@@ -452,29 +258,42 @@ def _take_back(work: _Work) -> None:
 
 def begin_recv(descriptor: Descriptor, bufsize: int, flags: int) -> Operation[bytes]:
     """Begin to receive at most `bufsize` bytes."""
-    return _begin(_Receive(descriptor, bufsize, flags), descriptor)
+    return _begin(requests.Receive(descriptor, bufsize, flags), descriptor)
+
+
+def begin_recvall(descriptor: Descriptor, bufsize: int, flags: int) -> Operation[bytes]:
+    """Begin to receive `bufsize` bytes of a stream; fewer come before the peer's FIN only.
+
+    What had come before an error or a close is lost with the connection; `bytes_transferred` says how much.
+    """
+    return _begin(requests.ReceiveAll(descriptor, bufsize, flags), descriptor)
 
 
 def begin_recvfrom(descriptor: Descriptor, bufsize: int, flags: int) -> Operation[tuple[bytes, Any]]:
     """Begin to receive at most `bufsize` bytes, and from where."""
-    return _begin(_ReceiveFrom(descriptor, bufsize, flags), descriptor)
+    return _begin(requests.ReceiveFrom(descriptor, bufsize, flags), descriptor)
 
 
 def begin_send(descriptor: Descriptor, data: Any, flags: int) -> Operation[int]:
     """Begin to send what there is room for; the buffer belongs to the operation until it has ended (CLOSE-27)."""
-    return _begin(_Send(descriptor, data, flags), descriptor)
+    return _begin(requests.Send(descriptor, data, flags), descriptor)
 
 
 def begin_sendall(descriptor: Descriptor, data: Any, flags: int) -> Operation[None]:
     """Begin to send every byte; the buffer belongs to the operation until it has ended (CLOSE-27)."""
-    return _begin(_SendAll(descriptor, data, flags), descriptor)
+    return _begin(requests.SendAll(descriptor, data, flags), descriptor)
+
+
+def begin_sendto(descriptor: Descriptor, data: Any, flags: int, address: Any) -> Operation[int]:
+    """Begin to send one message to an address; a host name is resolved before this returns. As `begin_send`."""
+    return _begin(requests.SendTo(descriptor, data, flags, address), descriptor)
 
 
 def begin_accept(descriptor: Descriptor, into: Callable[[Descriptor], C]) -> Operation[tuple[C, Any]]:
     """Begin to accept one client; `into` makes of it what the caller gets."""
-    return _begin(_Accept(descriptor, into), descriptor)
+    return _begin(requests.Accept(descriptor, into), descriptor)
 
 
 def begin_connect(descriptor: Descriptor, address: Any) -> Operation[None]:
     """Begin to connect; a host name is resolved before this returns."""
-    return _begin(_Connect(descriptor, address), descriptor)
+    return _begin(requests.Connect(descriptor, address), descriptor)
