@@ -166,8 +166,17 @@ class Bottom(Provider):
         SharedSocket.setsockopt(self._face(s), level, optname, optval, beside.size)
 
     @_from_below
-    def WSPIoctl(self, s: int, dwIoControlCode: int, lpvInBuffer: Any = None) -> Any:
+    def WSPIoctl(
+        self,
+        s: int,
+        dwIoControlCode: int,
+        lpvInBuffer: Any = None,
+        lpOverlapped: Any = None,
+        lpCompletionRoutine: Any = None,
+        lpThreadId: Any = None,
+    ) -> Any:
         """SIO_RESET_CONNECTION, which layers need to end a connection hard; 10045 for every other code."""
+        _refuse_requests(lpOverlapped)
         descriptor = self._face(s)._descriptor
         if dwIoControlCode != SIO_RESET_CONNECTION or descriptor.type not in options.STREAMS:
             raise WSAError(WSAEOPNOTSUPP, f"control code {dwIoControlCode!r}")

@@ -17,7 +17,6 @@ from sharedsock.model.winsock import (
     SD_BOTH,
     SD_RECEIVE,
     SD_SEND,
-    WSAEFAULT,
     WSAEINVAL,
     WSAEISCONN,
     WSAENOPROTOOPT,
@@ -25,22 +24,13 @@ from sharedsock.model.winsock import (
     WSAEOPNOTSUPP,
 )
 from sharedsock.spi.base_sockets import BaseSockets, Opened, wait_once_or_with_hook
+from sharedsock.spi.buffers import with_address
 from sharedsock.spi.errors import WSAError, speaks_winsock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from sharedsock.kernel.sockets import KernelSocket
 
-__all__ = ["Connections", "with_address"]
-
-
-def with_address(call: Callable[..., Any], *arguments: Any) -> Any:
-    """Make a kernel call that takes an address; 10014 for what is none of its family's."""
-    try:
-        return call(*arguments)
-    except (TypeError, ValueError, OverflowError, AttributeError) as error:
-        raise WSAError(WSAEFAULT, f"no address of this family: {error}") from error
+__all__ = ["Connections"]
 
 
 def is_tcp(opened: Opened) -> bool:

@@ -11,6 +11,7 @@ import errno
 import select
 import socket
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sharedsock.descriptors import lingering, options, transfer
@@ -52,7 +53,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sharedsock.spi.base_sockets import Opened
+    from sharedsock.spi.overlapped import WSAOVERLAPPED, CompletionRoutine
     from sharedsock.spi.protocol_info import WSAPROTOCOL_INFO
+    from sharedsock.spi.waits import WSATHREADID
 
 __all__ = ["DEFAULT_LINGER_S", "LINGER", "Options"]
 
@@ -160,8 +163,22 @@ class Options(Requests):
     # -- control codes ---------------------------------------------------------------------------------------
 
     @speaks_winsock
-    def WSPIoctl(self, s: int, dwIoControlCode: int, lpvInBuffer: Any = None) -> Any:
+    def WSPIoctl(
+        self,
+        s: int,
+        dwIoControlCode: int,
+        lpvInBuffer: Any = None,
+        lpOverlapped: WSAOVERLAPPED | None = None,
+        lpCompletionRoutine: CompletionRoutine | None = None,
+        lpThreadId: WSATHREADID | None = None,
+    ) -> Any:
         opened = self.opened(s)
+        if lpOverlapped is None:
+            return self._control(opened, dwIoControlCode, lpvInBuffer)
+        control = partial(self._control, opened, dwIoControlCode, lpvInBuffer)
+        return self.carry_out(opened, control, lpOverlapped, lpCompletionRoutine, lpThreadId)
+
+    def _control(self, opened: Opened, dwIoControlCode: int, lpvInBuffer: Any) -> Any:
         kernel = transfer.require_kernel(opened.descriptor)
         if dwIoControlCode == FIONBIO:
             if not isinstance(lpvInBuffer, int):

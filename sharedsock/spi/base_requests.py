@@ -3,7 +3,8 @@
 A request that can finish at once has finished, and its indication has been given, before the call returns (OVERLAP-1).
 One that fails at once was never started: the error is the call's, and no indication follows (OVERLAP-3).
 
-Source: LPWSPSEND, LPWSPRECV, LPWSPGETOVERLAPPEDRESULT, SIO_FLUSH; "Overlapped I/O".
+Source: LPWSPSEND, LPWSPSENDTO, LPWSPRECV, LPWSPRECVFROM, LPWSPIOCTL, LPWSPGETOVERLAPPEDRESULT, SIO_FLUSH; "Overlapped
+I/O".
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import socket
 from concurrent.futures import CancelledError
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.descriptors import options, overlapped, transfer
 from sharedsock.model.winsock import (
     MSG_PARTIAL,
+    MSG_WAITALL,
     WSA_FLAG_OVERLAPPED,
     WSA_IO_PENDING,
     WSA_OPERATION_ABORTED,
@@ -23,7 +25,7 @@ from sharedsock.model.winsock import (
     WSAEMSGSIZE,
 )
 from sharedsock.spi.base_sockets import BaseSockets, Opened
-from sharedsock.spi.buffers import RECEIVE_FLAGS, SEND_FLAGS, checked_buffers, fill, kernel_flags
+from sharedsock.spi.buffers import SEND_FLAGS, checked_buffers, fill, kernel_flags, receive_flags, with_address
 from sharedsock.spi.errors import WSAError, speaks_winsock, translated
 from sharedsock.spi.overlapped import WSAOVERLAPPED, abandon, begin, complete, result
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from sharedsock.spi.waits import WSATHREADID
 
 __all__ = ["Requests"]
+
+_ULONG: Final = 4  # bytes: what the control codes that return something return
 
 
 class _Request:
@@ -76,11 +80,11 @@ class _Request:
         """Complete: the operation has ended, now or in the service thread."""
         if self in self.opened.requests:
             self.opened.requests.remove(self)
-        error, count, _ = self.outcome(operation)
-        self.complete(error, count)
+        self.complete(*self.outcome(operation))
 
-    def complete(self, error: int, count: int) -> None:
+    def complete(self, error: int, count: int, address: Any = None) -> None:
         """Store the outcome and give the indication."""
+        self.lpOverlapped.lpFrom = address
         is_silent = self.opened.is_silent
         complete(self.lpOverlapped, error, count, 0, self.routine, self.thread, is_silent=is_silent)
 
@@ -96,15 +100,25 @@ class Requests(BaseSockets):
         lpOverlapped: WSAOVERLAPPED,
         lpCompletionRoutine: CompletionRoutine | None,
         lpThreadId: WSATHREADID | None,
+        lpTo: Any = None,
     ) -> int:
-        """Begin to send everything; the buffers are the request's until it has ended (CLOSE-27)."""
+        """Begin to send everything; the buffers are the request's until it has ended (CLOSE-27).
+
+        Args:
+            lpTo: whom a message is for; None: the peer.
+        """
         views = checked_buffers(lpBuffers, are_written=False)
         flags = kernel_flags(dwFlags, SEND_FLAGS, MSG_PARTIAL)
         descriptor = opened.descriptor
         data = views[0] if len(views) == 1 else b"".join(views)
-        start = overlapped.begin_sendall if descriptor.type == socket.SOCK_STREAM else overlapped.begin_send
+        if lpTo is not None:
+            start = partial(with_address, overlapped.begin_sendto, descriptor, data, flags, lpTo)
+        elif descriptor.type == socket.SOCK_STREAM:
+            start = partial(overlapped.begin_sendall, descriptor, data, flags)
+        else:
+            start = partial(overlapped.begin_send, descriptor, data, flags)
         request = self._request(opened, lpOverlapped, lpCompletionRoutine, lpThreadId, None)
-        _, count, _ = self._begin(request, partial(start, descriptor, data, flags))
+        _, count, _ = self._begin(request, start)
         return count
 
     def begin_receive(
@@ -118,14 +132,17 @@ class Requests(BaseSockets):
     ) -> tuple[int, int, Any]:
         """Begin to receive one message, or what a stream has; return what a call that waits returns."""
         views = checked_buffers(lpBuffers, are_written=True)
-        flags = kernel_flags(dwFlags, RECEIVE_FLAGS, MSG_PARTIAL)
         descriptor = opened.descriptor
+        flags = receive_flags(dwFlags, is_stream=descriptor.type == socket.SOCK_STREAM)
         if options.common(descriptor).shut_receive:
             raise translated(options.shut_receive_error(descriptor))
         limit = sum(len(view) for view in views)
+        start: Callable[..., Operation[Any]]
         if descriptor.type != socket.SOCK_STREAM:
             limit += 1  # one more than there is room for tells a message that was cut
-        start = overlapped.begin_recv if descriptor.type == socket.SOCK_STREAM else overlapped.begin_recvfrom
+            start = overlapped.begin_recvfrom
+        else:
+            start = overlapped.begin_recvall if dwFlags & MSG_WAITALL else overlapped.begin_recv
         request = self._request(opened, lpOverlapped, lpCompletionRoutine, lpThreadId, views)
         error, count, address = self._begin(request, partial(start, descriptor, limit, flags))
         if error:
@@ -161,12 +178,30 @@ class Requests(BaseSockets):
             if outcome[0] and outcome[0] != WSAEMSGSIZE:
                 abandon(request.lpOverlapped, outcome[0])
                 raise WSAError(outcome[0]) from operation.exception()
-            request.complete(outcome[0], outcome[1])
+            request.complete(*outcome)
             return outcome
         request.operation = operation
         request.opened.requests.append(request)
         operation.add_done_callback(request.end)  # type: ignore[arg-type]  # typeshed: of a Future, which it is
         raise WSAError(WSA_IO_PENDING)
+
+    def carry_out(
+        self,
+        opened: Opened,
+        control: Callable[[], Any],
+        lpOverlapped: WSAOVERLAPPED,
+        lpCompletionRoutine: CompletionRoutine | None,
+        lpThreadId: WSATHREADID | None,
+    ) -> Any:
+        """Carry out a control code as a request: none of them waits, so it has ended when this returns."""
+        request = self._request(opened, lpOverlapped, lpCompletionRoutine, lpThreadId, None)
+        try:
+            value = control()
+        except BaseException as error:
+            abandon(lpOverlapped, translated(error).winerror if isinstance(error, OSError) else WSA_OPERATION_ABORTED)
+            raise
+        request.complete(0, 0 if value is None else _ULONG)
+        return value
 
     @speaks_winsock
     def WSPGetOverlappedResult(self, s: int, lpOverlapped: WSAOVERLAPPED, fWait: bool = False) -> tuple[int, int]:

@@ -29,10 +29,17 @@ from sharedsock.model.winsock import (
     WSAEOPNOTSUPP,
 )
 from sharedsock.spi import callbacks
-from sharedsock.spi.base_connections import with_address
 from sharedsock.spi.base_requests import Requests
 from sharedsock.spi.base_sockets import Opened, is_nonblocking, wait_once_or_with_hook
-from sharedsock.spi.buffers import RECEIVE_FLAGS, SEND_FLAGS, checked_buffers, fill, kernel_flags, rest_of
+from sharedsock.spi.buffers import (
+    SEND_FLAGS,
+    checked_buffers,
+    fill,
+    kernel_flags,
+    receive_flags,
+    rest_of,
+    with_address,
+)
 from sharedsock.spi.errors import WSAError, translated
 
 if TYPE_CHECKING:
@@ -125,10 +132,10 @@ class Transfers(Requests):
         descriptor = opened.descriptor
         if lpTo is None or descriptor.type == socket.SOCK_STREAM:  # a stream ignores the address
             return self.WSPSend(s, lpBuffers, dwFlags, lpOverlapped, lpCompletionRoutine, lpThreadId)
+        if lpOverlapped is not None:
+            return self.begin_send(opened, lpBuffers, dwFlags, lpOverlapped, lpCompletionRoutine, lpThreadId, lpTo)
         views = checked_buffers(lpBuffers, are_written=False)
         flags = kernel_flags(dwFlags, SEND_FLAGS, MSG_PARTIAL) | _SEND_FLAGS
-        if lpOverlapped is not None:
-            raise WSAError(WSAEOPNOTSUPP, "a message to an address is sent at once: no request is made of it")
 
         def attempt(timeout_s: float | None) -> int:
             arguments: tuple[Any, ...] = (views, [], flags, lpTo)
@@ -207,10 +214,12 @@ class Transfers(Requests):
     def _receive(self, opened: Opened, lpBuffers: Buffers, dwFlags: int) -> tuple[int, int, Any]:
         descriptor = opened.descriptor
         views = checked_buffers(lpBuffers, are_written=True)
-        flags = kernel_flags(dwFlags, RECEIVE_FLAGS, MSG_WAITALL | MSG_PARTIAL) if dwFlags else 0
+        flags = receive_flags(dwFlags, is_stream=descriptor.type == socket.SOCK_STREAM) if dwFlags else 0
         limit = len(views[0]) if len(views) == 1 else sum(len(view) for view in views)
         try:
-            if dwFlags & MSG_WAITALL and descriptor.type == socket.SOCK_STREAM and not is_nonblocking(descriptor):
+            if dwFlags & MSG_WAITALL:
+                if is_nonblocking(descriptor):
+                    raise WSAError(WSAEOPNOTSUPP, "MSG_WAITALL waits, and the socket is nonblocking")
                 count = 0
                 while count < limit:
                     more, _, _ = self._receive_once(descriptor, rest_of(views, count), limit - count, flags)

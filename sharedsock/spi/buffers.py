@@ -1,4 +1,4 @@
-"""Buffers and flags as a client of the base provider gives them, checked and turned into the kernel's.
+"""Buffers, flags and addresses as a client of the base provider gives them, checked and turned into the kernel's.
 
 Source: WSABUF; LPWSPSEND and LPWSPRECV, dwFlags.
 """
@@ -7,12 +7,32 @@ from __future__ import annotations
 
 import socket
 from itertools import accumulate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from sharedsock.model.winsock import MSG_OOB, MSG_PEEK, WSAEFAULT, WSAEINVAL, WSAEOPNOTSUPP
+from sharedsock.model.winsock import (
+    MSG_OOB,
+    MSG_PARTIAL,
+    MSG_PEEK,
+    MSG_WAITALL,
+    WSAEFAULT,
+    WSAEINVAL,
+    WSAEOPNOTSUPP,
+)
 from sharedsock.spi.errors import WSAError
 
-__all__ = ["RECEIVE_FLAGS", "SEND_FLAGS", "checked_buffers", "fill", "kernel_flags", "rest_of"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "RECEIVE_FLAGS",
+    "SEND_FLAGS",
+    "checked_buffers",
+    "fill",
+    "kernel_flags",
+    "receive_flags",
+    "rest_of",
+    "with_address",
+]
 
 RECEIVE_FLAGS: Final[dict[int, int]] = {MSG_OOB: socket.MSG_OOB, MSG_PEEK: socket.MSG_PEEK}
 SEND_FLAGS: Final[dict[int, int]] = {MSG_OOB: socket.MSG_OOB}
@@ -27,6 +47,18 @@ def kernel_flags(dwFlags: Any, known: dict[int, int], ours: int = 0) -> int:
     if not isinstance(dwFlags, int) or dwFlags & ~(sum(known) | ours):
         raise WSAError(WSAEOPNOTSUPP, f"flags {dwFlags!r}: one of them means nothing here")
     return sum(flag for name, flag in known.items() if dwFlags & name)
+
+
+def receive_flags(dwFlags: Any, *, is_stream: bool) -> int:
+    """Return the kernel's flags for a receive's.
+
+    Raises:
+        WSAError: 10045, no flag of a receive, or MSG_WAITALL where it means nothing: for messages, or beside another.
+    """
+    flags = kernel_flags(dwFlags, RECEIVE_FLAGS, MSG_WAITALL | MSG_PARTIAL)
+    if dwFlags & MSG_WAITALL and (dwFlags != MSG_WAITALL or not is_stream):
+        raise WSAError(WSAEOPNOTSUPP, "MSG_WAITALL stands alone, and is for streams")
+    return flags
 
 
 def checked_buffers(lpBuffers: Any, *, are_written: bool) -> list[memoryview]:
@@ -65,3 +97,11 @@ def fill(views: list[memoryview], data: bytes) -> int:
         view[:size] = left[:size]
         left = left[size:]
     return len(data) - len(left)
+
+
+def with_address(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Make a call that takes an address; 10014 for what is none of its family's."""
+    try:
+        return call(*arguments)
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise WSAError(WSAEFAULT, f"no address of this family: {error}") from error

@@ -225,7 +225,7 @@ def WSPRecv(
 
     Args:
         lpBuffers: writable buffers, filled in order.
-        dwFlags: MSG_PEEK, MSG_OOB, MSG_WAITALL.
+        dwFlags: MSG_PEEK, MSG_OOB; MSG_WAITALL alone, on a stream, which a nonblocking call may not (10045).
         lpOverlapped: begin, and report by its event, the routine or the port; None: wait as the socket's mode says.
 
     Raises:
@@ -253,7 +253,12 @@ def WSPRecvFrom(
     lpCompletionRoutine: CompletionRoutine | None = None,
     lpThreadId: WSATHREADID | None = None,
 ) -> tuple[int, int, Any]:
-    """Receive one message; return (bytes, flags, sender's address). As WSPRecv. Source: LPWSPRECVFROM."""
+    """Receive one message; return (bytes, flags, sender's address). As WSPRecv.
+
+    Of a request that is pending, the address is in `lpOverlapped.lpFrom` once it has ended.
+
+    Source: LPWSPRECVFROM.
+    """
     thread = lpThreadId or _thread_for(lpCompletionRoutine)
     return _route(s).WSPRecvFrom(s, lpBuffers, dwFlags, lpOverlapped, lpCompletionRoutine, thread)
 
@@ -393,9 +398,23 @@ def WSPSetSockOpt(s: int, level: int, optname: int, optval: Any) -> None:
     _route(s).WSPSetSockOpt(s, level, optname, optval)
 
 
-def WSPIoctl(s: int, dwIoControlCode: int, lpvInBuffer: Any = None) -> Any:
-    """Carry out a control code: FIONBIO, FIONREAD, SIOCATMARK, SIO_FLUSH. Source: LPWSPIOCTL."""
-    return _route(s).WSPIoctl(s, dwIoControlCode, lpvInBuffer)
+def WSPIoctl(
+    s: int,
+    dwIoControlCode: int,
+    lpvInBuffer: Any = None,
+    lpOverlapped: WSAOVERLAPPED | None = None,
+    lpCompletionRoutine: CompletionRoutine | None = None,
+    lpThreadId: WSATHREADID | None = None,
+) -> Any:
+    """Carry out a control code: FIONBIO, FIONREAD, SIOCATMARK, SIO_FLUSH; return what it has to say.
+
+    Args:
+        lpOverlapped: report by its event, the routine or the port too. None of these codes waits: it has ended.
+
+    Source: LPWSPIOCTL.
+    """
+    thread = lpThreadId or _thread_for(lpCompletionRoutine)
+    return _route(s).WSPIoctl(s, dwIoControlCode, lpvInBuffer, lpOverlapped, lpCompletionRoutine, thread)
 
 
 def WSPStringToAddress(AddressString: str, AddressFamily: int, lpProtocolInfo: WSAPROTOCOL_INFO | None = None) -> Any:

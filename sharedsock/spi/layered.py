@@ -268,13 +268,15 @@ class LayeredProvider(Provider):
         begin(s, lpOverlapped, lpCompletionRoutine)
 
         def on_completion(error: int, count: int, flags: int, is_silent: bool) -> None:
+            lpOverlapped.lpFrom = below.lpFrom
             if lpCompletionRoutine is not None or is_silent:
                 complete(lpOverlapped, error, count, flags, lpCompletionRoutine, lpThreadId, is_silent=is_silent)
             else:
                 self.upcalls.WPUCompleteOverlappedRequest(s, lpOverlapped, error, count, flags)
 
+        below = Relay(on_completion)
         try:
-            return call(Relay(on_completion))
+            return call(below)
         except WSAError as error:
             if error.winerror != WSA_IO_PENDING:
                 abandon(lpOverlapped, error.winerror)
@@ -323,8 +325,20 @@ class LayeredProvider(Provider):
     def WSPSetSockOpt(self, s: int, level: int, optname: int, optval: Any) -> None:
         self.lower.WSPSetSockOpt(self.lower_of(s), level, optname, optval)
 
-    def WSPIoctl(self, s: int, dwIoControlCode: int, lpvInBuffer: Any = None) -> Any:
-        return self.lower.WSPIoctl(self.lower_of(s), dwIoControlCode, lpvInBuffer)
+    def WSPIoctl(
+        self,
+        s: int,
+        dwIoControlCode: int,
+        lpvInBuffer: Any = None,
+        lpOverlapped: WSAOVERLAPPED | None = None,
+        lpCompletionRoutine: CompletionRoutine | None = None,
+        lpThreadId: WSATHREADID | None = None,
+    ) -> Any:
+        lower = self.lower_of(s)
+        if lpOverlapped is None:
+            return self.lower.WSPIoctl(lower, dwIoControlCode, lpvInBuffer)
+        call = partial(self.lower.WSPIoctl, lower, dwIoControlCode, lpvInBuffer)
+        return self.pass_down(s, call, lpOverlapped, lpCompletionRoutine, lpThreadId)
 
     def WSPStringToAddress(
         self, AddressString: str, AddressFamily: int, lpProtocolInfo: WSAPROTOCOL_INFO | None = None

@@ -52,16 +52,18 @@ class WSAOVERLAPPED:
         Internal: 0, the error it came to, or 997 while it is pending.
         InternalHigh: bytes transferred.
         dwFlags: what a receive has to say of its message.
+        lpFrom: the sender's address of the message that a WSPRecvFrom has received; None before.
         handle: the handle the request was begun on, None before.
     """
 
-    __slots__ = ("Internal", "InternalHigh", "_entry", "_settled", "dwFlags", "hEvent", "handle")
+    __slots__ = ("Internal", "InternalHigh", "_entry", "_settled", "dwFlags", "hEvent", "handle", "lpFrom")
 
     def __init__(self, hEvent: int = 0) -> None:
         self.hEvent = hEvent
         self.Internal = 0
         self.InternalHigh = 0
         self.dwFlags = 0
+        self.lpFrom: Any = None
         self.handle: int | None = None
         self._entry: Handle | None = None
         self._settled = threading.Event()
@@ -114,6 +116,7 @@ def begin(s: int, lpOverlapped: object, lpCompletionRoutine: object = None) -> W
     lpOverlapped._entry = handles.find(s)  # a close takes it out of the table before the request completes
     lpOverlapped.Internal = WSA_IO_PENDING
     lpOverlapped.InternalHigh = lpOverlapped.dwFlags = 0
+    lpOverlapped.lpFrom = None
     return lpOverlapped
 
 

@@ -292,7 +292,15 @@ class Provider:
         """Set an option, for every sharer."""
         raise _refused("WSPSetSockOpt")
 
-    def WSPIoctl(self, s: int, dwIoControlCode: int, lpvInBuffer: Any = None) -> Any:
+    def WSPIoctl(
+        self,
+        s: int,
+        dwIoControlCode: int,
+        lpvInBuffer: Any = None,
+        lpOverlapped: WSAOVERLAPPED | None = None,
+        lpCompletionRoutine: CompletionRoutine | None = None,
+        lpThreadId: WSATHREADID | None = None,
+    ) -> Any:
         """Carry out a control code; return what it reports."""
         raise _refused("WSPIoctl")
 

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from sharedsock import spi
-from sharedsock.model.winsock import FIONBIO, INVALID_SOCKET, SIO_FLUSH, WAIT_IO_COMPLETION, WAIT_TIMEOUT
+from sharedsock.model.winsock import (
+    FIONBIO,
+    FIONREAD,
+    INVALID_SOCKET,
+    MSG_PEEK,
+    MSG_WAITALL,
+    SIO_FLUSH,
+    WAIT_IO_COMPLETION,
+    WAIT_TIMEOUT,
+)
 from sharedsock.spi import WSAOVERLAPPED, UpcallTable
 from sharedsock.testing import Actors
 from tests.spi.parties import Entries, Running, code_of, fill, recv, take
@@ -289,3 +298,169 @@ def test_a_cut_message_is_10040_with_its_beginning(entries: Entries) -> None:
         assert spi.WSPSendTo(s, [b"ab", b"cd"], 0, far.getsockname()) == 4
         assert far.recvfrom(64) == (b"abcd", spi.WSPGetSockName(s))
     spi.WSPCloseSocket(s)
+
+
+# -- messages to and from an address ----------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("OVERLAP-1", "OVERLAP-2")
+def test_messages_to_and_from_addresses(entries: Entries, event: int) -> None:
+    s = entries.datagrams()
+    here = spi.WSPGetSockName(s)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as far:
+        far.bind(("127.0.0.1", 0))
+        there = far.getsockname()
+        request = WSAOVERLAPPED(event)
+        assert spi.WSPSendTo(s, [b"ab", b"cd"], 0, there, request) == 4
+        assert is_set(event), "it has happened before the call returned"
+        assert spi.WSPGetOverlappedResult(s, request) == (4, 0)
+        assert far.recvfrom(64) == (b"abcd", here)
+        assert spi.WSPSendTo(s, [b"by name"], 0, ("localhost", there[1]), WSAOVERLAPPED()) == 7
+        assert far.recvfrom(64) == (b"by name", here)
+        one, two = bytearray(2), bytearray(8)
+        assert code_of(spi.WSPRecvFrom, s, [one, two], 0, request) == 997
+        assert not is_set(event), "reset at the start"
+        far.sendto(b"later", here)
+        assert spi.WSPGetOverlappedResult(s, request, True) == (5, 0)
+        assert (bytes(one), bytes(two[:3]), request.lpFrom) == (b"la", b"ter", there)
+        far.sendto(b"now", here)
+        spi.WSPSelect([s], None, None, 10.0)
+        assert spi.WSPRecvFrom(s, [two], 0, request) == (3, 0, there)
+        called: list[Any] = []
+        for _ in range(2):
+            assert (
+                code_of(spi.WSPRecvFrom, s, [two], 0, WSAOVERLAPPED(), lambda *facts: called.append(facts[:2])) == 997
+            )
+        far.sendto(b"", here)
+        assert spi.SleepEx(BOUND_MS, True) == WAIT_IO_COMPLETION
+        assert called == [(0, 0)], "an empty message is one"
+        spi.WSPCloseSocket(s)
+        assert spi.SleepEx(BOUND_MS, True) == WAIT_IO_COMPLETION
+        assert called == [(0, 0), (995, 0)]
+
+
+@pytest.mark.rule("CLOSE-22", "OVERLAP-9")
+def test_messages_wait_for_room_and_are_sent_in_their_order(
+    started: None, registry: Any, event: int, tmp_path: Any
+) -> None:
+    """A Unix datagram waits for a place in its receiver's queue, of which the kernel tells nobody."""
+    entry = next(info for info in spi.WSCEnumProtocols() if info.szProtocol == "Unix datagram")
+    s = spi.WSPSocket(entry.iAddressFamily, entry.iSocketType, 0, entry)
+    there = str(tmp_path / "far")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as far:
+        far.bind(there)
+        far.settimeout(10.0)
+        spi.WSPIoctl(s, FIONBIO, 1)
+        queued = 0
+        while not code_of(spi.WSPSendTo, s, [b"filling"], 0, there):
+            queued += 1
+        requests = [WSAOVERLAPPED() for _ in "12"]
+        for number, request in enumerate(requests):
+            assert code_of(spi.WSPSendTo, s, [bytes([number])], 0, there, request) == 997
+        assert [far.recv(64) for _ in range(queued + 2)] == [b"filling"] * queued + [b"\0", b"\1"]
+        for request in requests:
+            request.wait_settled()
+            assert spi.WSPGetOverlappedResult(s, request) == (1, 0)
+        while not code_of(spi.WSPSendTo, s, [b"filling"], 0, there):
+            pass
+        last = WSAOVERLAPPED(event)
+        assert code_of(spi.WSPSendTo, s, [b"never"], 0, there, last) == 997
+        spi.WSPCloseSocket(s)
+        assert spi.WSAWaitForMultipleEvents([event], dwTimeout=BOUND_MS) == 0
+        assert code_of(spi.WSPGetOverlappedResult, s, last) == 995
+        far.setblocking(False)
+        left = []
+        while is_readable(far):
+            left.append(far.recv(64))
+        assert set(left) == {b"filling"}, "a send that was ended has sent nothing"
+
+
+def is_readable(far: socket.socket) -> bool:
+    try:
+        far.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def test_what_is_no_address_begins_no_request(entries: Entries, event: int) -> None:
+    s = entries.datagrams()
+    request = WSAOVERLAPPED(event)
+    for address in ("no tuple", ("127.0.0.1", 70_000), ("127.0.0.1",), (7, 7), ("a..b", 7)):
+        assert code_of(spi.WSPSendTo, s, [b"x"], 0, address, request) == 10014, address
+    assert not request.is_pending
+    assert not is_set(event)
+    spi.WSPCloseSocket(s)
+
+
+# -- the other requests ws2spi.h has ----------------------------------------------------------------------------------
+
+
+@pytest.mark.rule("OVERLAP-2", "OVERLAP-9")
+def test_a_request_for_all_its_bytes_waits_for_them(entries: Entries, event: int) -> None:
+    with entries.connected() as (s, far):
+        request, following = WSAOVERLAPPED(event), WSAOVERLAPPED()
+        buffer, rest = bytearray(6), bytearray(8)
+        far.sendall(b"abc")
+        spi.WSPSelect([s], None, None, 10.0)
+        assert code_of(spi.WSPRecv, s, [buffer], MSG_WAITALL, request) == 997, "three are not six"
+        assert code_of(spi.WSPRecv, s, [rest], MSG_WAITALL, following) == 997
+        assert not is_set(event)
+        far.sendall(b"defgh")
+        assert spi.WSPGetOverlappedResult(s, request, True) == (6, 0)
+        assert buffer == b"abcdef"
+        assert following.is_pending
+        far.shutdown(socket.SHUT_WR)
+        following.wait_settled()
+        assert spi.WSPGetOverlappedResult(s, following) == (2, 0), "no more will come"
+        assert rest[:2] == b"gh"
+        assert spi.WSPRecv(s, [rest], MSG_WAITALL, request) == (0, 0), "the peer's end"
+        for flags in (MSG_WAITALL | MSG_PEEK, MSG_WAITALL | 1):
+            assert code_of(spi.WSPRecv, s, [rest], flags, request) == 10045
+            assert code_of(spi.WSPRecv, s, [rest], flags) == 10045
+        spi.WSPIoctl(s, FIONBIO, 1)
+        assert code_of(spi.WSPRecv, s, [rest], MSG_WAITALL) == 10045, "a nonblocking call cannot wait"
+        spi.WSPCloseSocket(s)
+    d = entries.datagrams()
+    assert code_of(spi.WSPRecvFrom, d, [rest], MSG_WAITALL) == 10045
+    assert code_of(spi.WSPRecvFrom, d, [rest], MSG_WAITALL, request) == 10045
+    spi.WSPCloseSocket(d)
+
+
+@pytest.mark.rule("CLOSE-22")
+def test_a_close_ends_a_request_that_has_a_part_of_its_bytes(entries: Entries, event: int) -> None:
+    with entries.connected() as (s, far):
+        far.sendall(b"abc")
+        spi.WSPSelect([s], None, None, 10.0)
+        request = WSAOVERLAPPED(event)
+        assert code_of(spi.WSPRecv, s, [bytearray(6)], MSG_WAITALL, request) == 997
+        spi.WSPCloseSocket(s)
+        assert spi.WSAWaitForMultipleEvents([event], dwTimeout=BOUND_MS) == 0
+        assert code_of(spi.WSPGetOverlappedResult, s, request) == 995
+
+
+@pytest.mark.rule("OVERLAP-1", "OVERLAP-3", "OVERLAP-18")
+def test_a_control_code_can_be_a_request(entries: Entries, event: int, port: int) -> None:
+    with entries.connected() as (s, far):
+        far.sendall(b"abc")
+        spi.WSPSelect([s], None, None, 10.0)
+        request = WSAOVERLAPPED(event)
+        assert spi.WSPIoctl(s, FIONREAD, None, request) == 3
+        assert is_set(event)
+        assert spi.WSPGetOverlappedResult(s, request) == (4, 0), "a number of 32 bits"
+        DLL.WPUResetEvent(event)
+        assert code_of(spi.WSPIoctl, s, 12345, None, request) == 10045
+        assert not is_set(event)
+        spi.CreateIoCompletionPort(s, port, 7)
+        by_port, called = WSAOVERLAPPED(), []
+        assert spi.WSPIoctl(s, FIONBIO, 1, by_port) is None
+        assert spi.GetQueuedCompletionStatus(port, 0) == (0, 7, by_port, 0)
+        assert code_of(spi.WSPRecv, s, [bytearray(3)]) == 0
+        assert code_of(spi.WSPRecv, s, [bytearray(3)]) == 10035, "it has taken effect"
+        spi.WSPIoctl(s, FIONREAD, None, WSAOVERLAPPED(), lambda *facts: called.append(facts[:2]))
+        assert spi.SleepEx(0, True) == WAIT_IO_COMPLETION
+        assert called == [(0, 4)]
+        spi.WSPCloseSocket(s)
+    with entries.connected(flags=0) as (s, _far):
+        assert code_of(spi.WSPIoctl, s, FIONREAD, None, request) == 10022
+        spi.WSPCloseSocket(s)

@@ -212,9 +212,9 @@ class KeepsTheModeToItself(LayeredProvider):
         super().__init__(*arguments)
         self._nonblocking: set[int] = set()
 
-    def WSPIoctl(self, s: int, dwIoControlCode: int, lpvInBuffer: Any = None) -> Any:
+    def WSPIoctl(self, s: int, dwIoControlCode: int, lpvInBuffer: Any = None, *request: Any) -> Any:
         if dwIoControlCode != FIONBIO:
-            return super().WSPIoctl(s, dwIoControlCode, lpvInBuffer)
+            return super().WSPIoctl(s, dwIoControlCode, lpvInBuffer, *request)
         self.layer(s)
         (self._nonblocking.add if lpvInBuffer else self._nonblocking.discard)(s)
         return None
