@@ -81,6 +81,17 @@ def pytest_configure(config: pytest.Config) -> None:
 _base_key: Final = pytest.StashKey[Path]()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Have the garbage collector leave alone what is there before the first test: thousands of tests, and pytest.
+
+    A full collection with them takes 0.2 s (3.11), without them 0.01 s; the oracle asks for one in each test that has
+    caught an error, and some tests have one at every allocation.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 # -- waiting ------------------------------------------------------------------------------------------------------
 
 
