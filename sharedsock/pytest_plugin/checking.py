@@ -198,21 +198,6 @@ class Checking:
             del item.stash[_FOUND]
         return report
 
-    # -- warnings -----------------------------------------------------------------------------------------------
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_warning_recorded(self, warning_message: Any) -> None:
-        """A socket or file that was collected without close is told with the place where it was opened."""
-        source = getattr(warning_message, "source", None)
-        if source is None or not issubclass(warning_message.category, ResourceWarning) or self._recording is None:
-            return
-        origin = self._recording.of_socket(source)
-        if origin is None and isinstance(name := getattr(source, "name", None), str):
-            origin = self._recording.of_file(name)
-        if origin is not None and origin.place not in str(warning_message.message):
-            text = f"{warning_message.message}, opened at {origin.place} by {origin.test}"
-            warning_message.message = ResourceWarning(text)
-
     # -- the end ------------------------------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)

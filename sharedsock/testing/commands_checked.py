@@ -2,7 +2,8 @@
 
 The command gets a run and a registry of its own, by its environment. When it has ended, what is still there of it is a
 leak: processes with the run's name, the sockets and pipes they have, and what the registry counts, of programs that use
-sharedsock (SHAREDSOCK_AUDIT has them announce what they open). What the command itself had open went with it.
+sharedsock (SHAREDSOCK_AUDIT has them announce what they open). What the command itself had open went with it; in Python
+programs a ResourceWarning of something that was collected without close carries the place where it was opened.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from sharedsock.testing.warden import send
 __all__ = ["check_command"]
 
 _AUDIT: Final = "SHAREDSOCK_AUDIT"
+_PATH: Final = "PYTHONPATH"
+_NOTING: Final = os.path.join(os.path.dirname(__file__), "noting")
 
 
 def check_command(command: Sequence[str], *, grace_s: float = 1.0, kill: bool = False) -> tuple[int, list[Finding]]:
@@ -40,9 +43,10 @@ def check_command(command: Sequence[str], *, grace_s: float = 1.0, kill: bool = 
     Raises:
         OSError: the command cannot be started.
     """
-    before = {name: os.environ.get(name) for name in (RUN_VARIABLE, _AUDIT)}
+    before = {name: os.environ.get(name) for name in (RUN_VARIABLE, _AUDIT, _PATH)}
     run = begin_run()
     os.environ[_AUDIT] = "1"
+    os.environ[_PATH] = os.pathsep.join([_NOTING, *filter(None, [before[_PATH]])])
     try:
         with Registry() as registry:
             handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command has it as well, and ends; then we look

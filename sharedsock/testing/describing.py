@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,6 +30,7 @@ from sharedsock.testing.origins import NOWHERE, Origin, Recording
 
 if TYPE_CHECKING:
     from sharedsock.descriptors.descriptor import Descriptor
+    from sharedsock.model.identity import Holder
 
 __all__ = ["describe", "name_of", "of_reference"]
 
@@ -135,15 +137,19 @@ _FAMILIES: Final = {int(family) for family in socket.AddressFamily}
 def _holders(registry: str, socket_id: Any) -> tuple[Holding, ...]:
     connect = sys.modules.get("sharedsock.registry.connect")
     assert connect is not None  # a reference was found through it
-    rows = []
+    rows: list[Holding] = []
     with suppress(OSError):
         for client in connect.connected_clients():
             if client.runtime == registry:
-                rows = list(client.holders(socket_id))
-    return tuple(
-        Holding(row.pid, row.name, f"{row.kind} {row.descriptor or ''}".strip(), row.opened_at, row.since_s)
-        for row in sorted(rows, key=lambda row: row.since_s)
-    )
+                former, now = client.former_holders(socket_id), client.holders(socket_id)
+                rows += [_holding(row, "descriptor", row.kind) for row in sorted(former, key=lambda row: row.since_s)]
+                rows += [_holding(row, row.kind) for row in sorted(now, key=lambda row: row.since_s)]
+    return tuple(rows)
+
+
+def _holding(row: Holder, kind: str, ended: str = "") -> Holding:
+    how = f"{kind} {row.descriptor}" if row.descriptor else kind
+    return Holding(row.pid, row.name, how, row.opened_at, row.since_s, ended)
 
 
 # -- sockets and files --------------------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ def _socket(
         holders = tuple(
             holder
             for holder in _holders(descriptor.client.runtime, descriptor.socket_id)
-            if (holder.pid, holder.how) != (os.getpid(), f"descriptor {descriptor.id}")
+            if (holder.pid, holder.how, holder.ended) != (os.getpid(), f"descriptor {descriptor.id}", "")
         )
     shown = f"{facts['kind']} {role} {facts['local']}" + (f" -> {facts['peer']}" if facts["peer"] else "")
     state = f", {facts['state']}" if facts["state"] else ""
@@ -221,7 +227,7 @@ def _address(address: Any) -> str:
 
 
 def _file(number: int, target: str, recording: Recording, elsewhere: dict[str, list[Holding]]) -> Finding:
-    origin = recording.of_file(target.removesuffix(" (deleted)"))
+    origin = recording.of_number(number)
     return DescriptorLeak(
         f"number {number}, {target}", **_made(origin, recording), holders=tuple(elsewhere.get(target, ()))
     )
@@ -241,7 +247,7 @@ def _thread(thread: threading.Thread, recording: Recording) -> Finding:
 def _process(child: Child, recording: Recording) -> Finding:
     command, state, since_s = _look(child)
     mother = () if child.parent in (0, os.getpid()) else (Holding(child.parent, name_of(child.parent), "its parent"),)
-    origin = recording.of_process(command, since_s)
+    origin = recording.of_process(child.pid, command, since_s)
     shown = " ".join(word.partition("\n")[0] for word in command)[:120] or name_of(child.pid)
     ended = ", ended, and nobody waited for it" if state == "Z" else ""
     return ProcessLeak(f"process {child.pid}{ended}: {shown}", **_made(origin, recording), holders=mother)
@@ -256,7 +262,6 @@ def _look(child: Child) -> tuple[tuple[str, ...], str, float]:
             state = file.read().rpartition(")")[2].split()[0]
         with open(f"/proc/{child.pid}/cmdline", "rb") as raw:
             command = tuple(os.fsdecode(word) for word in raw.read().split(b"\0")[:-1])
-    import psutil
-
-    since_s = psutil.boot_time() + child.ticks / os.sysconf("SC_CLK_TCK")
-    return command, state, since_s
+    # From the clock the kernel counts ticks of; /proc/stat's btime is in whole seconds.
+    booted_s = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    return command, state, booted_s + child.ticks / os.sysconf("SC_CLK_TCK")

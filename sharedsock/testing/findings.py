@@ -32,6 +32,7 @@ class Holding:
     Attributes:
         how: "descriptor 7", "ticket", "number 12".
         since_s: since when, in seconds since the epoch; 0 where nobody knows.
+        ended: "" of who has it now, else how that ended: "closed" or "died". Only a registry remembers these.
     """
 
     pid: int
@@ -39,9 +40,15 @@ class Holding:
     how: str
     place: str = ""
     since_s: float = 0.0
+    ended: str = ""
 
     def __str__(self) -> str:
-        return f"process {self.pid} ({self.name}), {self.how}" + (f", from {self.place}" if self.place else "")
+        who = f"process {self.pid} ({self.name})" if self.pid else "nobody yet"
+        text = f"{who}, {self.how}" + (f", from {self.place}" if self.place else "")
+        return text + (f", which {_ENDED[self.ended]}" if self.ended else "")
+
+
+_ENDED: Final = {"closed": "it has closed", "died": "ended with the process"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Finding:
     Attributes:
         what: the thing itself, in a few words.
         test: what ran when it was made; pid, process, thread and place: who made it, and in which line.
-        holders: who has it now, in the order in which they came.
+        holders: who has had it, then who has it now, each in the order in which they came.
         worker: the xdist worker, "" without xdist.
     """
 
@@ -81,16 +88,13 @@ class Finding:
                 self.pid and f"in process {self.pid}" + (f" ({self.process})" if self.process else ""),
                 self.thread and f"thread {self.thread}",
                 self.place and f"at {self.place}",
-                self.test and not self.place and f"at a place nobody saw ({_UNSEEN})",
+                not self.place and f"at no place that was seen: {_UNSEEN}",
             )
             if part
         )
-        lines = [f"{self.kind}: {self.what}", f"  made {made or f'by somebody unseen ({_UNSEEN})'}"]
-        for holder in self.holders[:-1]:
-            lines.append(f"  then held by {holder}")
-        if self.holders:
-            lines.append(f"  last held by {self.holders[-1]}")
-        return lines
+        lines = [f"{self.kind}: {self.what}", f"  made {made}"]
+        lines += [f"  then held by {holder}" for holder in self.holders[:-1]]
+        return lines + [f"  last held by {holder}" for holder in self.holders[-1:]]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the finding as JSON takes it; `finding_of` is the way back."""
@@ -140,7 +144,7 @@ class ProcessLeak(Finding):
     kind: ClassVar[str] = "processes"
 
 
-_UNSEEN: Final = "no audit event tells of os.pipe, os.dup, or C code"
+_UNSEEN: Final = "outside Python, or through a name imported before the check began"
 _TYPES: Final = (ReferenceLeak, SocketLeak, ProcessLeak, ThreadLeak, DescriptorLeak)
 KINDS: Final = tuple(one.kind for one in _TYPES)
 """Every kind, worst first."""

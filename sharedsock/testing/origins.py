@@ -5,7 +5,8 @@ the kinds it wants and at nothing else; outside a `Recording` it returns at once
 is put in once, by the first recording of a process.
 
 The place is the innermost line that is neither the standard library's, nor an installed package's, nor ours: the line
-somebody can change. A number that came without an event (os.pipe, os.dup, an extension) has no origin.
+somebody can change. What comes without an event (os.pipe, os.dup, multiprocessing) is told by `unannounced`; a number
+that C code has opened, or that was there when the process began, has no origin.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from time import time
 from types import FrameType
 from typing import Any, Final
 
+from sharedsock.testing.collected import add_places, stop_adding
+from sharedsock.testing.unannounced import listen, stop_listening
+
 __all__ = ["NOWHERE", "Origin", "Recording", "recordings"]
 
 _MOST: Final = 4096
+_AT_ONCE_S: Final = 0.5  # between what was noted of a process and its start as the kernel has it, in ticks of 10 ms
 _STDLIB: Final = os.path.dirname(os.__file__) + os.sep
 _OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _is_foreign: Final[dict[str, bool]] = {}
@@ -56,6 +61,10 @@ class Recording:
         self.test = test
         # By id, newest first in place: an object's id is its own while it lives, and its successor overwrites it.
         self._sockets: dict[int, tuple[weakref.ref[Any] | None, Origin]] = {}
+        # By number, with what the number was then: it may be something else by now.
+        self._numbers: dict[int, tuple[tuple[int, int], Origin]] = {}
+        self._pids: dict[int, Origin] = {}
+        self._trim_above = _MOST
         self._threads: weakref.WeakKeyDictionary[threading.Thread, Origin] = weakref.WeakKeyDictionary()
         self._files: deque[tuple[str, Origin]] = deque(maxlen=_MOST)
         self._processes: deque[tuple[tuple[str, ...], Origin]] = deque(maxlen=_MOST)
@@ -69,32 +78,42 @@ class Recording:
                 _announce_threads()
         if self not in _recordings:
             _recordings.append(self)
+        _listen()
 
     def stop(self) -> None:
         """Note no more; what was noted stays."""
         if self in _recordings:
             _recordings.remove(self)
+        if not _recordings:
+            stop_listening()
+            stop_adding()
 
     def begin(self, test: str) -> None:
-        """Forget what has ended, and note for another test."""
+        """Note for another test from now on."""
         self.test = test
-        self._files.clear()
-        self._processes.clear()
-        if len(self._sockets) > _MOST:
-            self._sockets = {key: row for key, row in self._sockets.items() if row[0] is not None and row[0]()}
+        _listen()
 
     def of_number(self, number: int) -> Origin | None:
-        """Return the origin of the socket object that has a file number now."""
+        """Return the origin of what has a file number now: of its socket object, its path, or the number itself."""
         for reference, origin in reversed(self._sockets.copy().values()):
             found = None if reference is None else reference()
             if found is not None and _number_of(found) == number:
                 return origin
-        return None
+        path = _path_of(number)
+        noted = self._numbers.get(number)
+        if path and (opened := self.of_file(path)) is not None:
+            return opened
+        return noted[1] if noted is not None and noted[0] == _identity(number) else None
 
-    def of_socket(self, made: object) -> Origin | None:
-        """Return the origin of a socket object."""
+    def of_object(self, made: object) -> Origin | None:
+        """Return the origin of a socket, or of an open file."""
         row = self._sockets.get(id(made))
-        return None if row is None else row[1]
+        if row is not None and row[0] is not None:
+            found = row[0]()
+            if found is None or found is made:  # None: it is being collected, with a cycle it is in
+                return row[1]
+        name = getattr(made, "name", None)
+        return self.of_number(name) if isinstance(name, int) else self.of_file(str(name)) if name else None
 
     def of_place(self, place: str) -> Origin | None:
         """Return the origin of the newest socket that was opened at a place."""
@@ -114,15 +133,21 @@ class Recording:
         """Return where a thread was started."""
         return self._threads.get(thread)
 
-    def of_process(self, command: tuple[str, ...], since_s: float) -> Origin | None:
-        """Return where a child was started, by its command line and time; a fork of ours has our own command line."""
-        is_fork = command == _own_command()
-        rows = [
-            origin
-            for arguments, origin in self._processes.copy()
-            if (is_fork if not arguments else arguments[1:] == command[1:])
+    def of_process(self, pid: int, command: tuple[str, ...], since_s: float) -> Origin | None:
+        """Return where a child was started: by its number, its command line and its time.
+
+        Args:
+            command: () of one that has ended. One that was forked may have our own, or may have become a program since.
+        """
+        told = self._pids.get(pid)
+        if told is not None and abs(told.at_s - since_s) < _AT_ONCE_S:
+            return told
+        rows = self._processes.copy()
+        likely = [origin for words, origin in rows if words and command and words[1:] == command[1:]]
+        likely = likely or [
+            origin for words, origin in rows if not (words and command) and abs(origin.at_s - since_s) < _AT_ONCE_S
         ]
-        return min(rows, key=lambda origin: abs(origin.at_s - since_s), default=None)
+        return min(likely, key=lambda origin: abs(origin.at_s - since_s), default=None)
 
     # -- what the hook calls ------------------------------------------------------------------------------------
 
@@ -136,6 +161,8 @@ class Recording:
                     reference = None
                 self._sockets.pop(id(made), None)
                 self._sockets[id(made)] = reference, self._origin(frame, _role_of(frame))
+                if len(self._sockets) > self._trim_above:
+                    self._trim()
             case "open":
                 if isinstance(arguments[0], str | bytes):
                     self._files.append((os.fsdecode(arguments[0]), self._origin(frame)))
@@ -149,16 +176,22 @@ class Recording:
                 if isinstance(thread, threading.Thread):
                     self._threads[thread] = self._origin(frame)
 
+    def _note_number(self, number: int, frame: FrameType) -> None:
+        identity = _identity(number)
+        if identity is not None:
+            self._numbers[number] = identity, self._origin(frame)
+
+    def _note_process(self, pid: int, frame: FrameType) -> None:
+        self._pids[pid] = self._origin(frame)
+        if len(self._pids) > _MOST:
+            del self._pids[next(iter(self._pids))]
+
+    def _trim(self) -> None:
+        self._sockets = {key: row for key, row in self._sockets.items() if row[0] is not None and row[0]() is not None}
+        self._trim_above = max(_MOST, 2 * len(self._sockets))
+
     def _origin(self, frame: FrameType, role: str = "") -> Origin:
         return Origin(self.test, os.getpid(), _thread_name(), _place_of(frame), time(), role)
-
-
-def _own_command() -> tuple[str, ...]:
-    try:
-        with open("/proc/self/cmdline", "rb") as file:
-            return tuple(os.fsdecode(word) for word in file.read().split(b"\0")[:-1])
-    except OSError:
-        return ()
 
 
 _installed: Final[list[bool]] = []
@@ -180,9 +213,34 @@ _WANTED: Final = frozenset(
 def _hook(event: str, arguments: tuple[Any, ...], wanted: frozenset[str] = _WANTED) -> None:
     # An argument and no global: at its exit the interpreter goes on announcing when globals have gone.
     if event in wanted and _recordings:
-        frame = sys._getframe(1)
-        for recording in tuple(_recordings):
-            recording._note(event, arguments, frame)
+        frame = sys._getframe().f_back
+        if frame is not None:  # the interpreter itself opens a program's file
+            for recording in tuple(_recordings):
+                recording._note(event, arguments, frame)
+
+
+def _listen() -> None:
+    listen(_note_number, _note_process)
+    add_places(_opened_at)
+
+
+def _note_number(number: int, frame: FrameType) -> None:
+    for recording in tuple(_recordings):
+        recording._note_number(number, frame)
+
+
+def _note_process(pid: int, frame: FrameType) -> None:
+    for recording in tuple(_recordings):
+        recording._note_process(pid, frame)
+
+
+def _opened_at(made: object) -> str:
+    """Return where a socket or file was opened, and by which test; "" where no recording knows it."""
+    for recording in tuple(_recordings):
+        origin = recording.of_object(made)
+        if origin is not None:
+            return origin.place + (f" by {origin.test}" if origin.test else "")
+    return ""
 
 
 def _announce_threads() -> None:
@@ -207,6 +265,26 @@ def _number_of(made: Any) -> int:
         return int(made.fileno())
     except (OSError, AttributeError, ValueError):
         return -1
+
+
+def _path_of(number: int) -> str:
+    """Return the path of an open file; of one that never had a name (O_TMPFILE) its directory, which was opened."""
+    try:
+        path = os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return ""
+    if not path.startswith("/"):
+        return ""
+    path = path.removesuffix(" (deleted)")
+    return os.path.dirname(path) if os.path.basename(path).startswith("#") else path
+
+
+def _identity(number: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(number)
+    except (OSError, OverflowError):
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _place_of(frame: FrameType) -> str:

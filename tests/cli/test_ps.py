@@ -153,10 +153,9 @@ def test_reap_says_what_a_dead_run_left_and_ends_it_when_told(
         shutil.rmtree(base)
 
 
-def run_leaks(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sharedsock", "leaks", *arguments], capture_output=True, text=True, timeout=60
-    )
+def run_leaks(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sharedsock", "leaks", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | environment)
 
 
 def test_leaks_says_what_outlives_a_command() -> None:
@@ -180,6 +179,18 @@ def test_leaks_says_which_references_outlive_a_command() -> None:
 def test_leaks_has_the_commands_own_exit_code_when_nothing_is_left(text: str, code: int) -> None:
     done = run_leaks("--", sys.executable, "-c", f"import sharedsock as ss; a, b = ss.socketpair(); {text}")
     assert (done.returncode, "left behind" in done.stderr) == (code, False), done.stderr
+
+
+def test_under_leaks_a_resource_warning_says_where_it_was_opened(tmp_path: Path) -> None:
+    """Of plain sockets, in a program that knows nothing of us; the sitecustomize that would have run still does."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.its_own = True\n")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import socket, sys\ndef helper():\n    return socket.socket()\nhelper()\nprint(sys.its_own, sys.path[1])\n"
+    )
+    done = run_leaks("--", sys.executable, "-W", "default", str(program), PYTHONPATH=str(tmp_path))
+    assert (done.returncode, done.stdout) == (0, f"True {tmp_path}\n"), done.stderr
+    assert f"opened at {program}:3 in helper" in done.stderr
 
 
 def test_leaks_of_no_command_at_all() -> None:

@@ -49,7 +49,7 @@ _BODIES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("ours, peer = ss.socketpair()  # HERE", "ours.share(None, expires_s=1.5)", "ours.close()", "peer.close()"),
     ),
     "file": (("descriptors",), ("kept.append(open(__file__))  # HERE",)),
-    "pipe": (("descriptors", "descriptors"), ("kept.extend(os.pipe())",)),
+    "pipe": (("descriptors", "descriptors"), ("kept.extend(os.pipe())  # HERE",)),
     "thread": (
         ("threads",),
         ("stop = threading.Event()", "threading.Thread(target=stop.wait, daemon=True).start()  # HERE"),

@@ -105,7 +105,7 @@ def test_each_kind_is_found_and_told_with_its_place(
     assert says in finding.what
     if kind != "references" or left is a_ticket:
         assert finding.pid in (os.getpid(), 0)
-        assert f"{__file__}:" in finding.place or left is a_zombie or left is a_process
+        assert f"{__file__}:" in finding.place
     assert finding_of(finding.as_dict()) == finding
     assert "left behind:" in str(raised.value)
 
