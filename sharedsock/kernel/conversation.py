@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sharedsock.kernel import operations, system
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import CodeType, FrameType
 
     from sharedsock.kernel.sockets import KernelSocket
@@ -59,13 +59,14 @@ class Conversation:
         size: what a receive must ask for to take this way; BUSY while one waits.
         next: what `size` is once that one has left; never equal to anything after `silence`.
         wait: polls; raises TimeoutError when the time is over.
-        arrivals: each step of it is one receive.
+        arrivals: each step of it is one receive: its bytes or, after `fill`, how many.
         since_s: since when the one that waits may have been waiting, at most.
         deadline_s: when that one's time is over; None: never.
     """
 
     __slots__ = (
         "_arguments",
+        "_call",
         "_found",
         "_poll",
         "_timeout_s",
@@ -80,11 +81,13 @@ class Conversation:
 
     wait: Callable[[], object]
     arrivals: Iterator[bytes]
+    _arguments: Iterable[Any]
 
     def __init__(self, kernel: KernelSocket, size: int, flags: int, timeout_s: float | None) -> None:
         self.kernel = kernel
         self.size = self.next = size
         self.deadline_s: float | None = None
+        self._call: Callable[..., Any] = kernel.recv
         self._arguments = size, flags
         self._timeout_s = timeout_s
         self._poll: Any = system.make_poll()
@@ -94,8 +97,18 @@ class Conversation:
         self._start()
 
     def _start(self) -> None:
-        self.arrivals = starmap(self.kernel.recv, repeat(self._arguments, _PROBE_EVERY))
+        self.arrivals = starmap(self._call, repeat(self._arguments, _PROBE_EVERY))
         self.wait = self._poll.poll if self._timeout_s is None else self._wait_timed
+
+    def fill(self, flags: int) -> list[Any]:
+        """Have `arrivals` fill buffers; return the arguments of recv_into.
+
+        Whoever is inside puts its buffer in their first place, and takes it out again: of one size, but any of them.
+        """
+        arguments: list[Any] = [None, 0, flags]
+        self._call, self._arguments = self.kernel.recv_into, arguments
+        self._start()
+        return arguments
 
     def _wait_timed(self) -> None:
         assert self._timeout_s is not None

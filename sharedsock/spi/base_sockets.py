@@ -11,6 +11,8 @@ import errno
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from sharedsock.descriptors import options
+from sharedsock.kernel.conversation import SILENT
+from sharedsock.kernel.numbers import flag_of
 from sharedsock.model.errors import RegistryGone
 from sharedsock.model.winsock import WSAECONNABORTED, WSAEINTR, WSAENOTSOCK, XP1_GRACEFUL_CLOSE
 from sharedsock.spi import callbacks
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sharedsock.descriptors.descriptor import Descriptor
+    from sharedsock.kernel.conversation import Conversation
+    from sharedsock.registry.page import CommonState
     from sharedsock.spi.protocol_info import WSAPROTOCOL_INFO
 
 __all__ = ["BaseSockets", "Opened", "is_nonblocking", "wait_once_or_with_hook"]
@@ -37,9 +41,24 @@ class Opened:
         flags: those of its creation, which each descriptor has for itself (DUP-19).
         is_silent: it ends by a cleanup: requests complete without an indication (CLEANUP-2).
         is_damaged: a cancelled call has torn its stream: only a close is left (CANCEL-4).
+        plain: the common state with which its receives last went the short way; None if they have not.
+        calm: whether to receive without waiting first (kernel.numbers); talk: the conversation its receives have
+            become, `arguments` that one's.
     """
 
-    __slots__ = ("descriptor", "flags", "handle", "info", "is_damaged", "is_silent", "requests")
+    __slots__ = (
+        "arguments",
+        "calm",
+        "descriptor",
+        "flags",
+        "handle",
+        "info",
+        "is_damaged",
+        "is_silent",
+        "plain",
+        "requests",
+        "talk",
+    )
 
     def __init__(self, handle: int, descriptor: Descriptor, info: WSAPROTOCOL_INFO, flags: int) -> None:
         self.handle = handle
@@ -49,6 +68,10 @@ class Opened:
         self.is_silent = False
         self.is_damaged = False
         self.requests: list[Any] = []
+        self.plain: CommonState | None = None
+        self.calm = flag_of(descriptor.kernel.slot)
+        self.talk: Conversation = SILENT
+        self.arguments: list[Any] = []
 
     @property
     def is_abortive(self) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "active",
     "blocking_hook",
     "cancel",
+    "hooks",
     "in_callback",
     "outstanding",
     "refuse_nested",
@@ -35,7 +36,9 @@ __all__ = [
 active: set[int] = set()
 """Threads that are inside a condition function: the entry points ask `if active`."""
 
-_hooks: dict[int, tuple[Callable[[Any], bool], Any]] = {}
+hooks: dict[int, tuple[Callable[[Any], bool], Any]] = {}
+"""The blocking hooks of threads: the hot paths ask `if hooks`."""
+
 _mine = threading.local()
 
 
@@ -67,14 +70,14 @@ def set_blocking_hook(hook: Callable[[Any], bool] | None, context: Any = None) -
         hook: called while a call blocks; True: it has done something, and is called again at once.
     """
     if hook is None:
-        _hooks.pop(get_ident(), None)
+        hooks.pop(get_ident(), None)
     else:
-        _hooks[get_ident()] = hook, context
+        hooks[get_ident()] = hook, context
 
 
 def blocking_hook() -> tuple[Callable[[Any], bool], Any] | None:
     """Return this thread's blocking hook and its context."""
-    return _hooks.get(get_ident()) if _hooks else None
+    return hooks.get(get_ident()) if hooks else None
 
 
 class Outstanding:
@@ -120,7 +123,7 @@ def _forget_in_child() -> None:
     global _mine
     _mine = threading.local()
     active.clear()
-    _hooks.clear()
+    hooks.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
