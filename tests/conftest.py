@@ -48,7 +48,7 @@ BOUNDS: Final = {
 }
 UNDER_LOAD: Final = 4
 
-_BASE_VARIABLE: Final = "SHAREDSOCK_TESTS_BASE"
+_BASE_VARIABLE: Final = "TESTS_OF_SHAREDSOCK_BASE"
 _worst: dict[str, tuple[float, str]] = {}
 _late_residue: list[str] = []
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sharedsock.cli import doctor, dump, errors, leaks, ps, reap, run
+from sharedsock.model.environment import check_variables
 
 __all__ = ["main"]
 
@@ -36,7 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     A wrong command line is reported by argparse's way out: SystemExit(2) after a message on standard error.
     """
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    try:
+        check_variables(os.environ)
+    except ValueError as error:
+        parser.error(str(error))
     try:
         code: int = arguments.handler(arguments)
         sys.stdout.flush()

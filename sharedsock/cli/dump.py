@@ -41,7 +41,8 @@ def dump(arguments: argparse.Namespace) -> int:
     else:
         runs = [run for run in runs_below() if run.is_alive()]
     if not runs:
-        print("no such run" if arguments.run is not None else "no run lives")
+        known = ", ".join(os.path.basename(run.directory) for run in runs_below())
+        print(f"no run {arguments.run}; there are {known or 'none'}" if arguments.run is not None else "no run lives")
         return 1
     for run in runs:
         _print(run, run.processes(), f"run of process {run.controller}, {run.directory}")

@@ -15,13 +15,14 @@ from sharedsock.pytest_plugin.fixtures import (
     unix_listener,
 )
 from sharedsock.pytest_plugin.marks import asks_for_something, declare_marks
-from sharedsock.pytest_plugin.options import add_options, read_settings
+from sharedsock.pytest_plugin.options import add_options, check_words, read_settings
 from sharedsock.pytest_plugin.session import SESSION, Beats, Session, Tests
 
 __all__ = [
     "actors",
     "pytest_addoption",
     "pytest_configure",
+    "pytest_load_initial_conftests",
     "shared_socket_factory",
     "tcp_listener",
     "tcp_listener_factory",
@@ -32,6 +33,12 @@ __all__ = [
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the options."""
     add_options(parser)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Refuse an option of ours that is none, before the command line is parsed."""
+    check_words(args)
 
 
 def pytest_configure(config: pytest.Config) -> None:

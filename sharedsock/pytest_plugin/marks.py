@@ -89,7 +89,9 @@ def known_leaks(item: pytest.Item) -> list[KnownLeak]:
             raise ValueError(f"{', '.join(words)} is no word of the marker known_leak; there are reason, strict")
         if not reason:
             raise ValueError("the marker known_leak wants a reason=…")
-        known.append(KnownLeak(kinds_of(_joined(mark.args)), str(reason), bool(strict)))
+        if not isinstance(strict, bool):
+            raise ValueError(f"the marker known_leak wants strict=True or strict=False, not {strict!r}")
+        known.append(KnownLeak(kinds_of(_joined(mark.args)), str(reason), strict))
     return known
 
 
@@ -101,4 +103,4 @@ def asks_for_something(item: pytest.Item) -> bool:
 
 
 def _joined(value: Any) -> str:
-    return value if isinstance(value, str) else ",".join(map(str, value))
+    return ",".join(map(str, value)) if isinstance(value, tuple | list | set | frozenset) else str(value)

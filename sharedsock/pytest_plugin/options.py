@@ -3,19 +3,32 @@ environment, then the ini file.
 
     --sharedsock-leaks=sockets    SHAREDSOCK_LEAKS=sockets    sharedsock_leaks = sockets
 
-Values are checked once, when pytest is configured; a value that is none is an error that lists those there are.
+Values are checked once, when pytest is configured. A value that is none is an error that lists those there are, and
+so is an option, a variable or a key that begins like ours and is none.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 import pytest
 
-__all__ = ["KINDS", "START_METHODS", "Settings", "add_options", "kinds_of", "read_settings", "seconds_of", "start_of"]
+from sharedsock.model.environment import check_variables
+
+__all__ = [
+    "KINDS",
+    "START_METHODS",
+    "Settings",
+    "add_options",
+    "check_words",
+    "kinds_of",
+    "read_settings",
+    "seconds_of",
+    "start_of",
+]
 
 KINDS: Final = ("references", "sockets", "descriptors", "threads", "processes")
 ACTIONS: Final = ("fail", "warn", "report")
@@ -141,12 +154,35 @@ def add_options(parser: pytest.Parser) -> None:
         parser.addini(option.key, f"{option.help}; also {option.variable} in the environment", default="")
 
 
+def check_words(words: Sequence[str]) -> None:
+    """Refuse an option of ours that is none; pytest's own refusal would not say which there are.
+
+    Raises:
+        pytest.UsageError: it lists them.
+    """
+    ours = [word.partition("=")[0] for word in words if word.startswith("--sharedsock-")]
+    _check_names(ours, [option.flag for option in _OPTIONS])
+
+
+def _check_names(names: list[str], known: list[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise pytest.UsageError(f"{', '.join(unknown)}: no such option; there are {', '.join(known)}")
+
+
 def read_settings(config: pytest.Config) -> Settings:
     """Return what holds, each value from the first place that says something.
 
     Raises:
-        pytest.UsageError: a value that is none; it names where it was said, and what could have been.
+        pytest.UsageError: a value or name that is none; it names where it was said, and what could have been.
     """
+    try:
+        check_variables(os.environ)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
+    # pytest itself only warns of a key it does not know. Its dictionary of what the file says had two names so far.
+    said = vars(config).get("_inicfg", vars(config).get("inicfg", {}))
+    _check_names([key for key in said if key.startswith("sharedsock_")], [option.key for option in _OPTIONS])
     values = {}
     for option in _OPTIONS:
         places = (

@@ -95,7 +95,7 @@ def test_dump_looks_at_processes_without_python(capsys: pytest.CaptureFixture[st
     assert re.search(rf"process {child.pid} sleep, child of {os.getpid()}: sleep 300", page)
     assert "asleep" in page
     assert printed(capsys, "dump", "--pid", str(child.pid)) == (1, f"no process {child.pid}\n")
-    assert printed(capsys, "dump", "--run", "none") == (1, "no such run\n")
+    assert printed(capsys, "dump", "--run", "none") == (1, "no run none; there are none\n")
 
 
 def test_a_process_answers_for_itself_as_well(tmp_path: Path) -> None:
@@ -151,6 +151,37 @@ def test_reap_says_what_a_dead_run_left_and_ends_it_when_told(
         warden.close()
     finally:
         shutil.rmtree(base)
+
+
+def test_with_audit_ps_shows_sockets_that_are_not_shared_as_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SHAREDSOCK_AUDIT", "1")
+    with ss.Registry() as registry:
+        ours, peer = ss.socketpair()
+        with ours, peer:
+            code, shown = printed(capsys, "ps", "--json")
+            (own,) = [one for one in json.loads(shown) if one["registry"] == registry.runtime]
+            assert (code, len(own["sockets"]), own["descriptors"]) == (0, 2, 2)
+            assert {h["opened_at"].partition(":")[0] for one in own["sockets"] for h in one["holders"]} == {__file__}
+        assert registry.client.sockets() == ()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("SHAREDSOCK_AUDITS", "1", "SHAREDSOCK_AUDITS in the environment: no such variable; there are SHAREDSOCK_AU"),
+        ("SHAREDSOCK_AUDIT", "yes", "SHAREDSOCK_AUDIT: 'yes' is neither on nor off; there are 1 and 0"),
+    ],
+)
+def test_a_variable_that_is_none_is_an_error_that_lists_what_there_is(
+    variable: str, value: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SystemExit) as exited:
+        main(["ps"])
+    assert exited.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def run_leaks(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -37,7 +37,7 @@ TABLE: Final = Path(__file__).with_name("table.toml")
 COPIED: Final = ("sharedsock", "tests", "tools", "pyproject.toml", "pytest.ini", "README.md")
 TIMEOUT_S: Final = 120.0
 HANG_S: Final = 15.0  # a mutated test that is silent for so long hangs; unmutated ones need a fraction of it
-_MARK: Final = "SHAREDSOCK_MUTATION"
+_MARK: Final = "MUTATION_OF_SHAREDSOCK"
 _RED_LINE: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 _TESTS_FAILED: Final = 1
 
