@@ -10,8 +10,6 @@ until this process closes the handle, which ends it with 10004; then it goes on 
 
 from __future__ import annotations
 
-import random
-import threading
 from collections import Counter
 from contextlib import suppress
 from functools import wraps
@@ -21,12 +19,12 @@ from sharedsock.model.winsock import (
     SIO_RESET_CONNECTION,
     WSAECONNREFUSED,
     WSAECONNRESET,
-    WSAEINTR,
     WSAEINVAL,
     WSAENOBUFS,
 )
 from sharedsock.spi.errors import WSAError
 from sharedsock.spi.layered import Layer, LayeredProvider
+from sharedsock.spi.seeded import SeededLayer, SeededProvider
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -40,19 +38,16 @@ FAULTS: Final = ("refuse", "reset", "stall")
 CALLS: Final = ("WSPAccept", "WSPConnect", "WSPRecv", "WSPRecvFrom", "WSPSend", "WSPSendTo")
 
 
-class _Luck(Layer):
-    """One socket's luck: its numbers, and how often each call was made."""
+class _Luck(SeededLayer):
+    """One socket's luck: how often each call was made, and whether it was reset."""
 
     def __init__(self, provider: LayeredProvider, lower: int, info: WSAPROTOCOL_INFO) -> None:
         super().__init__(provider, lower, info)
-        assert isinstance(provider, Chaos)
-        self.random = provider.next_random()
         self.calls: Counter[str] = Counter()
-        self.closed = threading.Event()
         self.is_reset = False
 
 
-class Chaos(LayeredProvider):
+class Chaos(SeededProvider[_Luck]):
     """Lets calls fail.
 
     Args:
@@ -75,30 +70,17 @@ class Chaos(LayeredProvider):
         at: Mapping[str, Mapping[int, str]] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(lower, lower_info)
+        super().__init__(lower, lower_info, seed)
         self._rates = (refuse, reset, stall)
         self._stall_s = stall_s
         self._at = at or {}
         for call, faults in self._at.items():
             if call not in CALLS or not set(faults.values()) <= set(FAULTS):
                 raise WSAError(WSAEINVAL, f"{call}: {dict(faults)}: faults are {FAULTS}, at calls {CALLS}")
-        self._seed = seed
-        self._drawn = 0
-
-    def next_random(self) -> random.Random:
-        """Return the numbers of the next socket."""
-        self._drawn += 1
-        return random.Random(f"{self._seed}/{self._drawn}")
-
-    def give_back(self, layer: Layer) -> None:
-        assert isinstance(layer, _Luck)
-        layer.closed.set()
-        super().give_back(layer)
 
     def meet(self, call: str, s: int) -> None:
         """Let this call meet its fault, if it is to have one."""
         luck = self.layer(s)
-        assert isinstance(luck, _Luck)
         if luck.is_reset:
             raise WSAError(WSAECONNRESET)
         luck.calls[call] += 1
@@ -115,8 +97,8 @@ class Chaos(LayeredProvider):
             with suppress(WSAError):  # a socket without connections has none to reset
                 self.lower.WSPIoctl(luck.lower, SIO_RESET_CONNECTION)
             raise WSAError(WSAECONNRESET, "reset by chaos")
-        if fault == "stall" and luck.closed.wait(self._stall_s):
-            raise WSAError(WSAEINTR, "this process has closed the handle while chaos had stalled it")
+        if fault == "stall":
+            luck.pause(self._stall_s)
 
 
 def _unlucky(name: str) -> Callable[..., Any]:

@@ -4,44 +4,41 @@
 
 Each transfer waits for its latency and for the bandwidth of what went before; a close of the handle in this process
 ends the wait with 10004. Calls on a nonblocking socket are slowed as well: this is a slow stack, not a full queue.
-The nth socket of a process draws the same numbers in every run: they come from the seed and the count of sockets.
 """
 
 from __future__ import annotations
 
-import random
-import threading
+from functools import wraps
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from sharedsock.model.winsock import SOCK_STREAM, WSAEINTR
-from sharedsock.spi.errors import WSAError
+from sharedsock.model.winsock import SOCK_STREAM
 from sharedsock.spi.layered import Layer, LayeredProvider
+from sharedsock.spi.overlapped import WSAOVERLAPPED
+from sharedsock.spi.seeded import SeededLayer, SeededProvider
 
 if TYPE_CHECKING:
-    from sharedsock.spi.overlapped import WSAOVERLAPPED, CompletionRoutine
+    from collections.abc import Callable
+
     from sharedsock.spi.protocol_info import WSAPROTOCOL_INFO
     from sharedsock.spi.provider import Buffers, Provider
-    from sharedsock.spi.waits import WSATHREADID
 
 __all__ = ["Throttling"]
 
 _RECEIVING: Final = 0
 _SENDING: Final = 1
+_TRANSFERS: Final = {"WSPRecv": _RECEIVING, "WSPRecvFrom": _RECEIVING, "WSPSend": _SENDING, "WSPSendTo": _SENDING}
 
 
-class _Line(Layer):
-    """One socket's line: when it is free again, and its numbers."""
+class _Line(SeededLayer):
+    """One socket's line: when it is free again."""
 
     def __init__(self, provider: LayeredProvider, lower: int, info: WSAPROTOCOL_INFO) -> None:
         super().__init__(provider, lower, info)
-        assert isinstance(provider, Throttling)
-        self.random = provider.next_random()
         self.free_s = [0.0, 0.0]  # receiving, sending
-        self.closed = threading.Event()
 
 
-class Throttling(LayeredProvider):
+class Throttling(SeededProvider[_Line]):
     """Slows transfers that wait; requests are passed on as they are.
 
     Args:
@@ -63,32 +60,17 @@ class Throttling(LayeredProvider):
         most_bytes: int | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(lower, lower_info)
+        super().__init__(lower, lower_info, seed)
         self._bytes_per_s = bytes_per_s
         self._latency_s = latency_s
         self._jitter_s = jitter_s
         self._most_bytes = most_bytes
-        self._seed = seed
-        self._drawn = 0
-
-    def next_random(self) -> random.Random:
-        """Return the numbers of the next socket."""
-        self._drawn += 1
-        return random.Random(f"{self._seed}/{self._drawn}")
-
-    def give_back(self, layer: Layer) -> None:
-        assert isinstance(layer, _Line)
-        layer.closed.set()
-        super().give_back(layer)
 
     def _take_turn(self, s: int, direction: int) -> _Line:
         """Wait until the line is free and the latency is over."""
         line = self.layer(s)
-        assert isinstance(line, _Line)
         wait_s = max(0.0, line.free_s[direction] - monotonic())
-        wait_s += self._latency_s + line.random.uniform(0.0, self._jitter_s)
-        if wait_s and line.closed.wait(wait_s):
-            raise WSAError(WSAEINTR, "this process has closed the handle while its line was taken")
+        line.pause(wait_s + self._latency_s + line.random.uniform(0.0, self._jitter_s))
         return line
 
     def _note(self, line: _Line, direction: int, count: int) -> None:
@@ -114,36 +96,21 @@ class Throttling(LayeredProvider):
                 break
         return some
 
-    # -- the transfers ---------------------------------------------------------------------------------------
 
-    def WSPRecv(
-        self,
-        s: int,
-        lpBuffers: Buffers,
-        dwFlags: int = 0,
-        lpOverlapped: WSAOVERLAPPED | None = None,
-        lpCompletionRoutine: CompletionRoutine | None = None,
-        lpThreadId: WSATHREADID | None = None,
-    ) -> tuple[int, int]:
-        if lpOverlapped is not None:
-            return super().WSPRecv(s, lpBuffers, dwFlags, lpOverlapped, lpCompletionRoutine, lpThreadId)
-        line = self._take_turn(s, _RECEIVING)
-        count, flags = super().WSPRecv(s, self._short(line, lpBuffers), dwFlags)
-        self._note(line, _RECEIVING, count)
-        return count, flags
+def _slowed(name: str, direction: int) -> Callable[..., Any]:
+    call = getattr(LayeredProvider, name)
 
-    def WSPSend(
-        self,
-        s: int,
-        lpBuffers: Buffers,
-        dwFlags: int = 0,
-        lpOverlapped: WSAOVERLAPPED | None = None,
-        lpCompletionRoutine: CompletionRoutine | None = None,
-        lpThreadId: WSATHREADID | None = None,
-    ) -> int:
-        if lpOverlapped is not None:
-            return super().WSPSend(s, lpBuffers, dwFlags, lpOverlapped, lpCompletionRoutine, lpThreadId)
-        line = self._take_turn(s, _SENDING)
-        count = super().WSPSend(s, self._short(line, lpBuffers), dwFlags)
-        self._note(line, _SENDING, count)
-        return count
+    @wraps(call)
+    def slowed(self: Throttling, s: int, lpBuffers: Buffers, *arguments: Any, **keywords: Any) -> Any:
+        if any(isinstance(argument, WSAOVERLAPPED) for argument in (*arguments, *keywords.values())):
+            return call(self, s, lpBuffers, *arguments, **keywords)
+        line = self._take_turn(s, direction)
+        moved = call(self, s, self._short(line, lpBuffers), *arguments, **keywords)
+        self._note(line, direction, moved if isinstance(moved, int) else moved[0])
+        return moved
+
+    return slowed
+
+
+for _name, _direction in _TRANSFERS.items():
+    setattr(Throttling, _name, _slowed(_name, _direction))

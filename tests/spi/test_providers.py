@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sharedsock import spi
+from sharedsock.model.winsock import SOCK_DGRAM
 from sharedsock.spi import Chaos, Throttling, Tracing, UpcallTable
 from sharedsock.testing import Actors
 from tests.spi.parties import Entries, Running, base_entry, code_of, ends_with_reset, installed, recv, take
@@ -62,6 +63,21 @@ def test_throttling_is_as_slow_as_it_says() -> None:
             assert monotonic() - began_s >= 3 * 0.02 + 4 * 0.01
             assert far.recv(8000, socket.MSG_WAITALL) == bytes(8000)
             spi.WSPCloseSocket(s)
+
+
+def test_throttling_slows_messages_and_cuts_none() -> None:
+    below = base_entry(SOCK_DGRAM)
+    with installed(Throttling, below, bytes_per_s=100_000, latency_s=0.005, most_bytes=3, seed=1) as info:
+        s, t = (entries_of(info).datagrams() for _ in "12")
+        began_s = monotonic()
+        for _ in range(3):
+            assert spi.WSPSendTo(s, [bytes(1000)], 0, spi.WSPGetSockName(t)) == 1000
+        for _ in range(3):
+            assert spi.WSPRecvFrom(t, [bytearray(2000)]) == (1000, 0, spi.WSPGetSockName(s))
+        # two waits for 1,000 bytes at 100,000 a second in either direction, and six latencies
+        assert monotonic() - began_s >= 4 * 0.01 + 6 * 0.005
+        for handle in (s, t):
+            spi.WSPCloseSocket(handle)
 
 
 def test_throttling_moves_short_pieces_the_same_in_every_run() -> None:
