@@ -1,7 +1,8 @@
 """`sharedsock reap`: end what a dead run has left, and nothing else; without --yes it only says what that is.
 
 A run is dead when its controller is, that very process, and no warden answers; what has its name in the environment,
-or a file of its directory open, is left of it. A runtime directory is dead when no process holds its registry's lock.
+or a file of its directory open, is left of it. A run that was started within it and lives is somebody's: its processes
+are spared. A runtime directory is dead when no process holds its registry's lock.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import argparse
 import os
 import re
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from sharedsock.registry import runtime
 from sharedsock.registry.directory import new_directory_name
 from sharedsock.registry.numbers import close_number
-from sharedsock.testing.runs import runs_below
+from sharedsock.testing.observation import children
+from sharedsock.testing.runs import Run, living_runs, runs_below
 from sharedsock.testing.warden import end_processes, is_watched
 
 __all__ = ["add_parser"]
@@ -41,13 +44,13 @@ def reap(arguments: argparse.Namespace) -> int:
     for run in runs_below():
         if run.is_alive() or is_watched(run):  # a warden sees to the end of its run itself
             continue
-        pids = run.processes()
+        pids = _left_of(run)
         left += 1
         print(f"run of process {run.controller}, which has ended: {run.directory}")
         for pid in pids:
             print(f"  process {pid}: {_command(pid)}")
         if arguments.yes:
-            end_processes(run)
+            end_processes(run, partial(_left_of, run))
             run.remove_directory()
             left -= not os.path.exists(run.directory)
     for path in _dead_registries():
@@ -61,6 +64,18 @@ def reap(arguments: argparse.Namespace) -> int:
     elif not arguments.yes:
         print("nothing is left of any dead run")
     return 1 if left else 0
+
+
+def _left_of(run: Run) -> list[int]:
+    """Return the processes of a dead run, but for those of a run within it that lives, and what they have forked."""
+    pids = run.processes()
+    living = living_runs()
+    spared = {pid for pid in pids if any(one.has(pid) for one in living)}
+    more = spared
+    while more:  # a fork has the names its parent was started with, and they are the dead run's
+        more = {below for pid in more for below in children(pid) if below in pids} - spared
+        spared |= more
+    return [pid for pid in pids if pid not in spared]
 
 
 def _command(pid: int) -> str:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-__all__ = ["RUN_VARIABLE", "Run", "begin_run", "current_run", "runs_below", "start_ticks"]
+__all__ = ["RUN_VARIABLE", "Run", "begin_run", "current_run", "living_runs", "runs_below", "start_ticks"]
 
 RUN_VARIABLE: Final = "SHAREDSOCK_RUN"
 _PREFIX: Final = "ss-run-"
@@ -108,6 +108,22 @@ def _has_file_below(pid: str, prefix: str) -> bool:
                 if os.readlink(f"/proc/{pid}/fd/{name}").startswith(prefix):
                     return True
     return False
+
+
+def living_runs() -> list[Run]:
+    """Return every run of this user that lives, also one that has not needed its directory yet.
+
+    Such a one is known by the processes it has started, which have its name.
+    """
+    named = set(runs_below())
+    marker = f"{RUN_VARIABLE}=".encode()
+    for name in os.listdir("/proc"):
+        with suppress(OSError):
+            if name.isdigit():
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    words = [word for word in file.read().split(b"\0") if word.startswith(marker)]
+                named |= {run for word in words if (run := _parsed(os.fsdecode(word[len(marker) :]))) is not None}
+    return [run for run in named if run.is_alive()]
 
 
 def start_ticks(pid: int) -> int | None:

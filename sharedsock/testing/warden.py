@@ -23,7 +23,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -274,10 +274,14 @@ def send(pid: int, number: signal.Signals, is_meant: Callable[[int], bool]) -> N
             os.close(pidfd)
 
 
-def end_processes(run: Run) -> None:
-    """SIGKILL every process of a run, until there is none: who is being started meanwhile is seen next."""
+def end_processes(run: Run, find: Callable[[], Iterable[int]] | None = None) -> None:
+    """SIGKILL every process of a run, until there is none: who is being started meanwhile is seen next.
+
+    Args:
+        find: those that are meant, if not all.
+    """
     for _ in range(20):
-        found = [pid for pid in run.processes() if pid != os.getpid()]
+        found = [pid for pid in (find or run.processes)() if pid != os.getpid()]
         if not found:
             return
         for pid in found:

@@ -153,6 +153,54 @@ def test_reap_says_what_a_dead_run_left_and_ends_it_when_told(
         shutil.rmtree(base)
 
 
+INNER = """
+import os, signal, subprocess, sys
+from sharedsock.testing.runs import begin_run
+os.environ.pop("SHAREDSOCK_RUN")          # as a session does that was started within another run
+{begin}
+lasting = "import ctypes, signal; ctypes.CDLL(None).prctl(1, 9); signal.pause()"
+program = subprocess.Popen([sys.executable, "-S", "-c", lasting])
+fork = os.fork()
+if fork == 0:
+    import ctypes
+    ctypes.CDLL(None).prctl(1, 9)
+    signal.pause()
+print(program.pid, fork, flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize("begin", ["begin_run()", "begin_run().make_directory()"], ids=["by name", "by directory"])
+def test_reap_spares_a_run_within_the_dead_one_that_lives(
+    begin: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its controller was started with the dead run's name, and so was what it forks."""
+    base = Path("/tmp") / f"ss-{os.urandom(4).hex()}"
+    base.mkdir(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+    dead = base / f"ss-run-{os.getpid()}-{(start_ticks(os.getpid()) or 0) + 1}-000000000000"
+    dead.mkdir(0o700)
+    environment = os.environ | {RUN_VARIABLE: str(dead)}
+    left = subprocess.Popen([sys.executable, "-S", "-c", LASTING], env=environment)
+    command = [sys.executable, "-c", INNER.format(begin=begin)]
+    inner = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert inner.stdout is not None
+        program, fork = map(int, inner.stdout.readline().split())
+        code, text = printed(capsys, "reap", "--yes")
+        assert (code, re.findall(r"  process (\d+): ", text)) == (0, [str(left.pid)]), text
+        assert left.wait(5) == -9
+        assert inner.poll() is None
+        assert start_ticks(program) is not None
+        assert start_ticks(fork) is not None
+    finally:
+        for process in (left, inner):
+            process.kill()
+            process.wait()
+        inner.stdout.close()  # type: ignore[union-attr]
+        shutil.rmtree(base)
+
+
 def test_with_audit_ps_shows_sockets_that_are_not_shared_as_well(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
