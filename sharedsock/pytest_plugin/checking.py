@@ -76,7 +76,6 @@ class Checking:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """Count what is there before the test."""
-        item.stash[FAILED] = False
         if _CHECK in item.stash:  # an earlier attempt of a test that is run again
             del item.stash[_CHECK]
         try:
@@ -191,8 +190,6 @@ class Checking:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Let the teardown's report carry what was found."""
         report = yield
-        if report.failed:
-            item.stash[FAILED] = True
         if report.when == "teardown" and (found := item.stash.get(_FOUND, None)):
             setattr(report, FINDINGS, found)
             del item.stash[_FOUND]

@@ -194,7 +194,8 @@ class Tests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
-        """Refuse a marker that says what is not known."""
+        """Refuse a marker that says what is not known; another attempt of a test has not failed yet."""
+        item.stash[FAILED] = False
         try:
             wishes_of(item)
             known_leaks(item)
@@ -205,7 +206,7 @@ class Tests:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Remember that a test has failed: its actors are then killed, not asked."""
+        """Remember that a test has failed: its actors are then killed, not asked, and what it leaves is no verdict."""
         report = yield
         if report.failed:
             item.stash[FAILED] = True

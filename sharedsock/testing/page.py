@@ -8,17 +8,14 @@ A thread that waits for a lock is shown with its stack; nobody can tell who has 
 
 from __future__ import annotations
 
-import _socket
 import os
 import platform
-import socket
-import struct
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from sharedsock.kernel.diagnosis import unix_peers
 from sharedsock.testing.observation import ThreadFacts, files, thread_facts, threads
 from sharedsock.testing.runs import Run
 from sharedsock.testing.stacks import Look, look_at
@@ -175,7 +172,7 @@ class _Ends:
         self._parents = {page.pid: page.parent for page in pages}
         self._files = {page.pid: files(page.pid) for page in pages}
         self._tcp = {inode: (local, remote) for local, remote, inode in _connections()}
-        self._unix = _unix_peers()
+        self._unix = unix_peers()
 
     def children_of(self, pid: int) -> tuple[int, ...]:
         """Return the children of a process that are on the page."""
@@ -223,54 +220,6 @@ def _connections() -> Iterator[tuple[int, int, int]]:
                     if int(fields[3], 16) == _ESTABLISHED:
                         ports = [int(fields[place].rpartition(":")[2], 16) for place in (1, 2)]
                         yield ports[0], ports[1], int(fields[9])
-
-
-def _unix_peers() -> dict[int, int]:
-    """Return the inode of each connected Unix socket's peer, as sock_diag(7) lists them; empty where it does not."""
-    found: dict[int, int] = {}
-    with suppress(OSError, struct.error):
-        asking = _socket.socket(getattr(socket, "AF_NETLINK", -1), socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
-        try:
-            asking.settimeout(1.0)
-            request = _DIAG_REQUEST.pack(socket.AF_UNIX, 0, 0, _ANY, 0, _SHOW_PEER, _ANY, _ANY)
-            size = _DIAG_HEADER.size + len(request)
-            asking.send(_DIAG_HEADER.pack(size, _SOCK_DIAG_BY_FAMILY, _DUMP, 1, 0) + request)
-            while _take_peers(asking.recv(1 << 17), found):
-                pass
-        finally:
-            asking.close()
-    return found
-
-
-# linux/netlink.h, linux/unix_diag.h.
-_NETLINK_SOCK_DIAG: Final = 4
-_SOCK_DIAG_BY_FAMILY: Final = 20
-_DUMP: Final = 0x301
-_SHOW_PEER: Final = 4
-_ATTRIBUTE_PEER: Final = 2
-_ANY: Final = 0xFFFFFFFF
-_DIAG_HEADER: Final = struct.Struct("=IHHII")
-_DIAG_REQUEST: Final = struct.Struct("=BBHIIIII")
-_DIAG_REPLY: Final = struct.Struct("=BBBBIII")
-_DIAG_ATTRIBUTE: Final = struct.Struct("=HH")
-
-
-def _take_peers(data: bytes, found: dict[int, int]) -> bool:
-    """Read one datagram of the answer; report whether more is to come."""
-    offset = 0
-    while offset + _DIAG_HEADER.size <= len(data):
-        size, kind, *_ = _DIAG_HEADER.unpack_from(data, offset)
-        if kind != _SOCK_DIAG_BY_FAMILY:  # NLMSG_DONE, or an error
-            return False
-        inode = _DIAG_REPLY.unpack_from(data, offset + _DIAG_HEADER.size)[4]
-        place = offset + _DIAG_HEADER.size + _DIAG_REPLY.size
-        while place + _DIAG_ATTRIBUTE.size <= offset + size:
-            length, attribute = _DIAG_ATTRIBUTE.unpack_from(data, place)
-            if attribute == _ATTRIBUTE_PEER:
-                found[inode] = int.from_bytes(data[place + 4 : place + 8], sys.byteorder)
-            place += max((length + 3) & ~3, _DIAG_ATTRIBUTE.size)
-        offset += (size + 3) & ~3
-    return True
 
 
 def _command(pid: int) -> str:

@@ -162,7 +162,7 @@ def test_no_other_path_is_touched(
             a.do("take", local.share(a.pid))
             a.close()
         if why == "the kernel does not say":
-            monkeypatch.setattr(naming, "_bound_file", lambda inode: None)
+            monkeypatch.setattr(naming, "bound_file", lambda inode: None)
     assert path.exists() == (why in ("never shared", "the kernel does not say"))
 
 
