@@ -45,6 +45,9 @@ BOUNDS: Final = {
     "T_rpc": 2.0,
     "T_auth": 1.0,
     "T_exit": 1.0,
+    # Of the pytest plug-in: the page of a run that hangs is printed, a killed run has left nothing.
+    "T_page": 2.0,
+    "T_gone": 1.0,
 }
 UNDER_LOAD: Final = 4
 

@@ -13,6 +13,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,6 +35,11 @@ class Done:
     code: int
     out: str
     findings: list[dict[str, Any]] = field(default_factory=list)
+    seen: list[tuple[float, str]] = field(default_factory=list, repr=False)
+
+    def seen_s(self, text: str) -> float:
+        """Return when a line with a text was printed, in seconds since the epoch."""
+        return next(at_s for at_s, line in self.seen if text in line)
 
     def counts(self) -> dict[str, int]:
         """Return the counts of the last line of a session: {"passed": 3, "leaked": 1}."""
@@ -82,9 +89,17 @@ class Sessions:
         wants = [] if any(one.startswith("--sharedsock-report") for one in arguments) else [str(report)]
         process = self.start(*arguments, *(f"--sharedsock-report={path}" for path in wants), plugins=plugins,
                              **environment)  # fmt: skip
-        out, _ = process.communicate(timeout=within_s)
+        late = threading.Timer(within_s, process.kill)
+        late.start()
+        try:
+            assert process.stdout is not None
+            seen = [(time.time(), line) for line in process.stdout]
+            process.wait()
+        finally:
+            late.cancel()
+            late.join()
         findings = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
-        return Done(process.returncode, out, findings)
+        return Done(process.returncode, "".join(line for _, line in seen), findings, seen)
 
     def end(self) -> None:
         """End what still runs."""

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-UNDER_LOAD = 4
-GONE_S = 1.0 * UNDER_LOAD
 START_S = 30.0
 
 HOLDING = """
@@ -56,6 +54,24 @@ def is_soon(condition: Callable[[], bool], bound_s: float) -> bool:
     return True
 
 
+class Killed:
+    """Sends SIGKILL, and sees what is gone how soon after it."""
+
+    def __init__(self, pid: int, bounds: Any) -> None:
+        self._bounds = bounds
+        self._began_s = time.monotonic()
+        os.kill(pid, signal.SIGKILL)
+
+    def leaves_no(self, pids: list[int], *paths: str) -> None:
+        """All of it has gone within the bound."""
+
+        def left() -> list[Any]:
+            return [*(pid for pid in pids if not is_gone(pid)), *filter(os.path.exists, paths)]
+
+        assert is_soon(lambda: not left(), START_S), left()
+        self._bounds.check("T_gone", time.monotonic() - self._began_s)
+
+
 def is_gone(pid: int) -> bool:
     """Whether a process has ended; who is to wait for it may not have done so yet."""
     try:
@@ -72,36 +88,28 @@ def holding(sessions: Any, *names: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", ["fork", "exec"])
-def test_after_a_kill_of_pytest_itself_nothing_is_left(sessions: Any, method: str) -> None:
+def test_after_a_kill_of_pytest_itself_nothing_is_left(sessions: Any, bounds: Any, method: str) -> None:
     sessions.write(HOLDING)
     process = sessions.start(f"--sharedsock-start-method={method}")
     facts = holding(sessions, "alone")["alone"]
-    process.send_signal(signal.SIGKILL)
-    assert is_soon(lambda: all(map(is_gone, facts["pids"])), GONE_S), [p for p in facts["pids"] if not is_gone(p)]
-    assert is_soon(lambda: not os.path.exists(facts["run"]), GONE_S)
-    assert is_soon(lambda: not os.path.exists(facts["tree"]), GONE_S)
+    Killed(process.pid, bounds).leaves_no(facts["pids"], facts["run"], facts["tree"])
 
 
-def test_after_a_kill_of_the_controller_nothing_is_left(sessions: Any) -> None:
+def test_after_a_kill_of_the_controller_nothing_is_left(sessions: Any, bounds: Any) -> None:
     sessions.write(HOLDING + "\n    test_again = test_holds\n")
     process = sessions.start("-n2")
     facts = holding(sessions, "gw0", "gw1")
-    process.send_signal(signal.SIGKILL)
     pids = [pid for each in facts.values() for pid in (each["self"], *each["pids"])]
-    assert is_soon(lambda: all(map(is_gone, pids)), GONE_S), [pid for pid in pids if not is_gone(pid)]
-    assert is_soon(lambda: not os.path.exists(facts["gw0"]["run"]), GONE_S)
-    assert is_soon(lambda: not os.path.exists(facts["gw0"]["tree"]), GONE_S)
+    Killed(process.pid, bounds).leaves_no(pids, facts["gw0"]["run"], facts["gw0"]["tree"])
 
 
-def test_after_a_kill_of_a_worker_only_what_it_started_is_gone(sessions: Any) -> None:
+def test_after_a_kill_of_a_worker_only_what_it_started_is_gone(sessions: Any, bounds: Any) -> None:
     sessions.write(HOLDING + "\n    test_again = test_holds\n")
     process = sessions.start("-n2")
     facts = holding(sessions, "gw0", "gw1")
-    os.kill(facts["gw0"]["self"], signal.SIGKILL)
-    assert is_soon(lambda: all(map(is_gone, facts["gw0"]["pids"])), GONE_S)
+    Killed(facts["gw0"]["self"], bounds).leaves_no(facts["gw0"]["pids"])
     assert not any(map(is_gone, facts["gw1"]["pids"]))
-    os.kill(facts["gw1"]["self"], signal.SIGKILL)
-    assert is_soon(lambda: all(map(is_gone, facts["gw1"]["pids"])), GONE_S)
+    Killed(facts["gw1"]["self"], bounds).leaves_no(facts["gw1"]["pids"])
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 1, out
     assert "worker 'gw0' crashed while running" in out
