@@ -30,7 +30,7 @@ MADE_UP = [
     ("kernel/a.py", "from . import system\n", "imports", "relative"),
     ("kernel/a.py", "from sharedsock.attic import thing\n", "imports", "attic is no room"),
     ("attic/a.py", "", "rooms", "attic is no room"),
-    ("registry/a.py", "import select\nselect.epoll()\n", "only-here", "select.epoll"),
+    ("descriptors/a.py", "import select\nselect.epoll()\n", "only-here", "select.epoll"),
     ("testing/a.py", "from select import EPOLLIN\n", "only-here", "select.EPOLLIN"),
     ("testing/a.py", "import os\nos.eventfd(0)\n", "only-here", "os.eventfd"),
     ("descriptors/a.py", "import fcntl\n", "only-here", "fcntl"),

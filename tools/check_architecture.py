@@ -53,12 +53,13 @@ class OnlyHere(NamedTuple):
 
 ONLY_HERE: Final = (
     OnlyHere(
-        ("select.epoll", "select.EPOLL*", "select.kqueue", "os.eventfd*", "os.EFD_*"),
+        ("select.EPOLL*", "select.kqueue", "os.eventfd*", "os.EFD_*"),
         frozenset({"kernel"}),
         "the kernel room alone waits on sockets",
     ),
+    OnlyHere(("select.epoll",), frozenset({"kernel", "registry"}), "kernel: on sockets; registry: its own numbers"),
     OnlyHere(("fcntl",), frozenset({"kernel", "registry"}), "kernel: on sockets; registry: its own locks and seals"),
-    OnlyHere(("selectors",), frozenset({"registry", "descriptors"}), "registry: on its own; descriptors: their face"),
+    OnlyHere(("selectors",), frozenset({"descriptors"}), "descriptors: their face"),
     OnlyHere(("multiprocessing.managers",), frozenset({"registry"}), "the registry alone is a multiprocessing manager"),
     OnlyHere(
         ("socket.SCM_*", "socket.send_fds", "socket.recv_fds", "socket.CMSG_*"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,11 +31,11 @@ from sharedsock.model.identity import (
     SocketFacts,
     SocketId,
 )
-from sharedsock.registry.exchange import Waiter
 from sharedsock.registry.facts import socket_facts
 from sharedsock.registry.link import SLOTS, T_RPC_S, Link
-from sharedsock.registry.messages import COMMON_FIELDS, HOLDER_KINDS, SECRET_SIZE, Code
+from sharedsock.registry.messages import COMMON_FIELDS, HOLDER_KINDS, SECRET_SIZE, SHAPES, Code, Shape
 from sharedsock.registry.numbers import forget_number
+from sharedsock.registry.parcels import Waiter
 
 if TYPE_CHECKING:
     from sharedsock.registry.page import CommonState
@@ -43,6 +44,21 @@ __all__ = ["T_RPC_S", "Claim", "Client"]
 
 _SETTLE_S: Final = 0.1
 _BLANK: Final[dict[str, Any]] = dict.fromkeys(COMMON_FIELDS, 0) | {"linger_s": None, "linger_kept_s": None}
+_ANNOUNCE: Final = SHAPES[Code.ANNOUNCE]
+_RECOVER: Final = SHAPES[Code.RECOVER]
+_ISSUE: Final = SHAPES[Code.ISSUE]
+_BIND: Final = SHAPES[Code.BIND]
+_CLAIM: Final = SHAPES[Code.CLAIM]
+_ACK: Final = SHAPES[Code.ACK]
+_REFUSE: Final = SHAPES[Code.REFUSE]
+_REVOKE: Final = SHAPES[Code.REVOKE]
+_BEGIN_CLOSE: Final = SHAPES[Code.BEGIN_CLOSE]
+_END_CLOSE: Final = SHAPES[Code.END_CLOSE]
+_CANCEL_CLOSE: Final = SHAPES[Code.CANCEL_CLOSE]
+_LEND: Final = SHAPES[Code.LEND]
+_REFERENCES: Final = SHAPES[Code.REFERENCES]
+_SET_COMMON: Final = SHAPES[Code.SET_COMMON]
+_STATISTICS: Final = SHAPES[Code.STATISTICS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +93,7 @@ class Client(Link):
         Args:
             chain: the providers under the Python face, as `descriptors.providing` spells them.
         """
-        fields = _socket_fields(socket) | _descriptor_fields(descriptor) | {"chain": chain}
-        return self._announced(Code.ANNOUNCE, descriptor, fields)
+        return self._announced(_ANNOUNCE, descriptor, (*_told_of(socket), *_said_of(descriptor), chain))
 
     def recover(
         self, socket: SocketFacts, descriptor: DescriptorFacts, state: CommonState | None = None, chain: str = ""
@@ -89,19 +104,18 @@ class Client(Link):
             state: what all sharers agreed on there; None: nothing special.
             chain: as in `announce`.
         """
-        fields = _socket_fields(socket) | _descriptor_fields(descriptor) | {"chain": chain}
-        common = {name: getattr(state, name, default) for name, default in _BLANK.items()}
-        return self._announced(Code.RECOVER, descriptor, fields | common)
+        common = [getattr(state, name, default) for name, default in _BLANK.items()]
+        return self._announced(_RECOVER, descriptor, (*common, *_told_of(socket), *_said_of(descriptor), chain))
 
-    def _announced(self, code: Code, descriptor: DescriptorFacts, fields: dict[str, Any]) -> int:
+    def _announced(self, shape: Shape, descriptor: DescriptorFacts, values: tuple[Any, ...]) -> int:
         try:
             self._hold(descriptor.descriptor)
-            reply = self._call(code, may_start=True, **fields)
+            (slot,) = self._call(shape, *values)
         except BaseException:
             self._let_go(descriptor.descriptor)
             raise
         self._hold(descriptor.descriptor)  # where the call has started a registry, there was no directory before
-        return self._place(reply.slot)
+        return self._place(slot)
 
     def issue(
         self,
@@ -119,7 +133,8 @@ class Client(Link):
         Args:
             target: the only process that may claim it; None: the first claimer wins.
             expires_s: None: no clock for a pid-bound ticket, 60 s for the other.
-            keep: gets the secret as well, before this returns: a caller interrupted on the way finds it there.
+            keep: gets the secret before anything is sent: a caller interrupted on the way finds it there. Where the
+                ticket is not issued it is taken out again.
             launching: for a child of ours that has no pid yet: no clock; it ends with this process until `bind`.
 
         Raises:
@@ -128,32 +143,33 @@ class Client(Link):
         """
         if target is not None:
             _check_pid(target)
-        secrets: list[bytes] = [] if keep is None else keep
-        before = len(secrets)
-        waiter = Waiter()
+        secret = os.urandom(SECRET_SIZE)
+        if keep is not None:
+            keep.append(secret)
         try:
-            reply = self._call(
-                Code.ISSUE,
-                may_start=True,
-                waiter=waiter,
-                passing=fd,
-                socket=socket,
-                descriptor=descriptor,
-                target=target,
-                expires_s=expires_s,
-                launching=launching,
-            )
-            secrets.append(bytes(reply.secret))
-            return secrets[before]
-        except BaseException as error:
-            if keep is None or len(keep) == before:
-                self._hand_back(waiter, interrupted=not isinstance(error, SharedSocketError))
+            self._request(_ISSUE, (secret, socket, descriptor, target, expires_s, launching), passing=fd)
+            return secret
+        except RegistryGone:
+            # It may read the request after all, when it goes on; then it reads this next.
+            channel = self._session.channel
+            if channel is not None:
+                channel.post(_REVOKE, secret)
+            _take_out(keep, secret)
+            raise
+        except SharedSocketError:
+            _take_out(keep, secret)
+            raise
+        except BaseException:
+            if keep is None:
+                with contextlib.suppress(OSError):
+                    self._request(_REVOKE, (secret,), timeout_s=_SETTLE_S)
             raise
 
     def bind(self, secret: bytes, target: int) -> bool:
         """Bind an unclaimed ticket of ours to a process, with which it ends. False: it has been claimed."""
         _check_pid(target)
-        return bool(self._call(Code.BIND, secret=_checked_secret(secret), target=target).value)
+        (is_bound,) = self._call(_BIND, _checked_secret(secret), target)
+        return bool(is_bound)
 
     def claim(self, secret: bytes, keep: list[Claim] | None = None) -> Claim:
         """Claim a ticket: its descriptor is ours, checked, close-on-exec; `acknowledge` or `refuse` has to follow.
@@ -171,8 +187,11 @@ class Client(Link):
         before = len(claims)
         waiter = Waiter()
         try:
-            reply = self._call(Code.CLAIM, waiter=waiter, secret=_checked_secret(secret))
-            trace.hit("take.received", number=reply.number)
+            number, socket, _, _, _, slot, target_bound, chain = self._request(
+                _CLAIM, (_checked_secret(secret),), waiter=waiter
+            )
+            if trace.hook is not None:
+                trace.hit("take.received", number=number)
             parcel = waiter.inbox[0]
             numbers = parcel.unpack()
             if parcel.is_truncated and len(numbers) <= 1:
@@ -180,18 +199,10 @@ class Client(Link):
             if len(numbers) != 1:
                 raise TicketInvalid("the registry sent no descriptor, or more than one")
             facts = socket_facts(numbers[0])
-            if facts is None or facts.socket != reply.socket:
+            if facts is None or facts.socket != socket:
                 raise TicketInvalid("the registry sent something else than the ticket's socket")
             claims.append(
-                Claim(
-                    reply.number,
-                    numbers[0],
-                    facts,
-                    self._place(reply.slot),
-                    reply.target_bound,
-                    self._session.incarnation,
-                    reply.chain,
-                )
+                Claim(number, numbers[0], facts, self._place(slot), target_bound, self._session.incarnation, chain)
             )
             return claims[before]
         except BaseException as error:
@@ -200,7 +211,7 @@ class Client(Link):
             raise
 
     def _hand_back(self, waiter: Waiter, *, interrupted: bool) -> None:
-        """After a claim or an issue that failed here: close what came and take it back, now or when the reply comes."""
+        """After a claim that failed here: close what came and refuse it, now or when the reply comes."""
         waiter.gave_up = True
         exchange = waiter.exchange
         if exchange is None:
@@ -211,7 +222,7 @@ class Client(Link):
             # The registry answers in order: once it has answered this, it has answered the other, and whoever has read
             # that has taken it back.
             with contextlib.suppress(OSError):
-                self._call(Code.STATISTICS, timeout_s=_SETTLE_S)
+                self._request(_STATISTICS, (), timeout_s=_SETTLE_S)
 
     def acknowledge(self, claim: Claim, descriptor: DescriptorFacts) -> None:
         """The claim's descriptor is usable: the ticket's reference becomes the descriptor's.
@@ -219,30 +230,31 @@ class Client(Link):
         Idempotent, and tried once more when the reply is lost.
         """
         forget_number(claim.fd)
-        fields = _descriptor_fields(descriptor)
         try:
             self._hold(descriptor.descriptor)
             try:
-                self._acknowledge(claim, fields)
+                self._acknowledge(claim, descriptor)
             except RegistryGone:
-                self._acknowledge(claim, fields)
+                self._acknowledge(claim, descriptor)
         except BaseException:
             self._let_go(descriptor.descriptor)
             raise
-        trace.hit("take.acked", number=claim.number)
+        if trace.hook is not None:
+            trace.hit("take.acked", number=claim.number)
 
-    def _acknowledge(self, claim: Claim, fields: dict[str, Any]) -> None:
-        timeout_s = self.rpc_timeout_s / 2
-        self._call(Code.ACK, timeout_s=timeout_s, incarnation=claim.incarnation, number=claim.number, **fields)
+    def _acknowledge(self, claim: Claim, descriptor: DescriptorFacts) -> None:
+        values = claim.number, *_said_of(descriptor)
+        self._request(_ACK, values, timeout_s=self.rpc_timeout_s / 2, incarnation=claim.incarnation)
 
     def refuse(self, claim: Claim) -> None:
         """Hand the ticket back unclaimed. The number stays the caller's to close."""
         forget_number(claim.fd)
-        self._call(Code.REFUSE, incarnation=claim.incarnation, number=claim.number)
+        self._request(_REFUSE, (claim.number,), incarnation=claim.incarnation)
 
     def revoke(self, secret: bytes) -> bool:
         """Take a ticket of ours back; False: it has been claimed, or is none any more."""
-        return bool(self._call(Code.REVOKE, secret=_checked_secret(secret)).value)
+        (was_there,) = self._call(_REVOKE, _checked_secret(secret))
+        return bool(was_there)
 
     def begin_close(self, descriptor: DescriptorId) -> bool:
         """Say that a drained descriptor closes; True: it is the last.
@@ -251,7 +263,8 @@ class Client(Link):
         at most.
         """
         try:
-            return bool(self._call(Code.BEGIN_CLOSE, descriptor=descriptor).value)
+            (is_last,) = self._call(_BEGIN_CLOSE, descriptor)
+            return bool(is_last)
         except NotASocket:
             self._let_go(descriptor)
             raise
@@ -259,7 +272,7 @@ class Client(Link):
     def end_close(self, descriptor: DescriptorId) -> None:
         """The descriptor's kernel file is closed: give the reference back. Idempotent."""
         try:
-            self._call(Code.END_CLOSE, descriptor=descriptor)
+            self._call(_END_CLOSE, descriptor)
         finally:
             self._let_go(descriptor)
 
@@ -270,25 +283,24 @@ class Client(Link):
         """
         with contextlib.suppress(RegistryGone):
             channel = self._channel(start=False)
-            if channel.post(Code.BEGIN_CLOSE, descriptor=descriptor) and channel.post(
-                Code.END_CLOSE, descriptor=descriptor
-            ):
+            if channel.post(_BEGIN_CLOSE, descriptor) and channel.post(_END_CLOSE, descriptor):
                 self._let_go(descriptor)
                 return True
         return False
 
     def cancel_close(self, descriptor: DescriptorId) -> None:
         """The close was refused: the descriptor is open again."""
-        self._call(Code.CANCEL_CLOSE, descriptor=descriptor)
+        self._call(_CANCEL_CLOSE, descriptor)
 
     def lend(self, socket: SocketId, descriptor: DescriptorId, target: int) -> None:
         """Count a reference that ends with the process `target`, which needs not know us."""
         _check_pid(target)
-        self._call(Code.LEND, may_start=True, socket=socket, descriptor=descriptor, target=target)
+        self._call(_LEND, socket, descriptor, target)
 
     def references(self, socket: SocketId) -> int:
         """Return how many descriptors (open, closing, lent) and unclaimed tickets the socket has."""
-        return int(self._call(Code.REFERENCES, may_start=True, socket=socket).value)
+        (count,) = self._call(_REFERENCES, socket)
+        return int(count)
 
     def holders(self, socket: SocketId) -> tuple[Holder, ...]:
         """Return every reference of a socket."""
@@ -301,7 +313,7 @@ class Client(Link):
     def _holders(self, code: Code, socket: SocketId) -> tuple[Holder, ...]:
         return tuple(
             Holder(pid, name, DescriptorId(descriptor), _holder_kind(kind), opened_at, since_s)
-            for pid, name, descriptor, kind, opened_at, since_s in self._pages(code, socket=socket)
+            for pid, name, descriptor, kind, opened_at, since_s in self._pages(code, socket)
         )
 
     def sockets(self) -> tuple[tuple[SocketFacts, int], ...]:
@@ -311,15 +323,16 @@ class Client(Link):
             for socket, family, type_, protocol, count in self._pages(Code.SOCKETS)
         )
 
-    def _pages(self, code: Code, **values: Any) -> list[tuple[Any, ...]]:
+    def _pages(self, code: Code, *values: Any) -> list[tuple[Any, ...]]:
         rows: list[tuple[Any, ...]] = []
         start = 0
         while True:
-            page = self._call(code, may_start=not start, start=start, **values)
-            rows.extend(page.items)
-            if page.following <= start:  # 0 at the end; anything else that is not further on would go round for ever
+            known = self._session.incarnation if start else b""  # all pages are one registry's
+            following, items = self._request(SHAPES[code], (*values, start), incarnation=known)
+            rows.extend(items)
+            if following <= start:  # 0 at the end; anything else that is not further on would go round for ever
                 return rows
-            start = page.following
+            start = following
 
     def set_common(self, socket: SocketId, **changes: bool | int | None) -> None:
         """Change what all sharers of a socket agree on (fields of `CommonState`), for all of them at once."""
@@ -327,7 +340,7 @@ class Client(Link):
         if unknown:
             raise TypeError(f"no common state is called {', '.join(sorted(unknown))}")
         changed = sum(1 << bit for bit, name in enumerate(COMMON_FIELDS) if name in changes)
-        self._call(Code.SET_COMMON, may_start=True, socket=socket, changed=changed, **(_BLANK | changes))
+        self._call(_SET_COMMON, socket, changed, *(_BLANK | changes).values())
 
     def common(self, slot: int) -> CommonState:
         """Return what all sharers of the socket in a place agree on: from the page, without a system call.
@@ -341,22 +354,24 @@ class Client(Link):
             return page.read(slot % SLOTS)
         from sharedsock.registry.page import CommonState
 
-        reply = self._call(Code.COMMON, may_start=True, slot=slot % SLOTS)
+        values = self._call(SHAPES[Code.COMMON], slot % SLOTS)
         if slot // SLOTS != session.generation:
             raise self._gone("is another one than it was")
-        return CommonState(**{name: getattr(reply, name) for name in COMMON_FIELDS})
+        return CommonState(**dict(zip(COMMON_FIELDS, values, strict=True)))
 
     def statistics(self) -> RegistryStatistics:
         """Return what the registry counts."""
-        return RegistryStatistics(**self._call(Code.STATISTICS, may_start=True).values)
+        names = SHAPES[Code.STATISTICS_ARE].names
+        return RegistryStatistics(**dict(zip(names, self._call(_STATISTICS), strict=True)))
 
     def refusals(self) -> dict[str, int]:
         """Return what the registry has refused, by cause."""
-        return {cause: int(count) for cause, count in self._call(Code.REFUSALS, may_start=True).items}
+        (rows,) = self._call(SHAPES[Code.REFUSALS])
+        return {cause: int(count) for cause, count in rows}
 
     def shutdown(self) -> None:
         """End the registry in order, whatever it still counts; sockets that are open go on working."""
-        self._call(Code.SHUTDOWN)
+        self._call(SHAPES[Code.SHUTDOWN])
 
 
 def _checked_secret(secret: bytes) -> bytes:
@@ -370,12 +385,18 @@ def _check_pid(pid: int) -> None:
         raise TicketError(f"no process has the number {pid}")
 
 
-def _socket_fields(facts: SocketFacts) -> dict[str, Any]:
-    return {"socket": facts.socket, "family": facts.family, "type": facts.type, "protocol": facts.protocol}
+def _told_of(facts: SocketFacts) -> tuple[Any, ...]:
+    return facts.socket, facts.family, facts.type, facts.protocol
 
 
-def _descriptor_fields(facts: DescriptorFacts) -> dict[str, Any]:
-    return {"descriptor": facts.descriptor, "opened_at": facts.opened_at, "opened_s": facts.opened_s}
+def _said_of(facts: DescriptorFacts) -> tuple[Any, ...]:
+    return facts.descriptor, facts.opened_s, facts.opened_at
+
+
+def _take_out(keep: list[bytes] | None, secret: bytes) -> None:
+    if keep is not None:
+        with contextlib.suppress(ValueError):
+            keep.remove(secret)
 
 
 def _holder_kind(number: int) -> str:

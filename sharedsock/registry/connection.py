@@ -17,14 +17,13 @@ import os
 import socket
 import struct
 from collections import deque
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sharedsock.model.identity import HolderId, ProcessId
 from sharedsock.registry.handshake import ServerHandshake
 from sharedsock.registry.messages import MAX_MESSAGE
 
-__all__ = ["Channel", "Overflow", "Received"]
+__all__ = ["Channel", "Overflow"]
 
 _UCRED: Final = struct.Struct("3i")
 _ANCILLARY: Final = socket.CMSG_SPACE(_UCRED.size) + socket.CMSG_SPACE(4)
@@ -34,36 +33,25 @@ _RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _SEND: Final = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _TRUNCATED: Final = int(socket.MSG_TRUNC)
 _LOST: Final = int(socket.MSG_CTRUNC)
+_ODD: Final = _TRUNCATED | _LOST
+_RIGHTS: Final = int(socket.SCM_RIGHTS)
+_CREDENTIALS: Final = int(getattr(socket, "SCM_CREDENTIALS", -1))
 
 
 class Overflow(Exception):
     """The peer does not read its replies."""
 
 
-@dataclass(slots=True)
-class Received:
-    """One record.
+class Channel:
+    """A nonblocking SEQPACKET connection whose peer's uid has been checked; `holder` is set by authentication.
 
     Attributes:
-        descriptors: what came along; the receiver closes what it does not keep.
+        is_odd: the latest record was not a plain one of the process that connected; until `settle`:
+        came: the descriptors that came with it; the receiver takes what it keeps.
         lost: more came along than could be taken: too many, or this process is out of descriptors.
-        sender: the pid of the process that wrote it, None where the system does not say.
+        oversized: it was longer than any message.
+        is_foreign: another process wrote it: one that inherited the connection.
     """
-
-    data: bytes
-    descriptors: list[int]
-    lost: bool
-    oversized: bool
-    sender: int | None
-
-    def close(self) -> None:
-        """Close the descriptors that are still here."""
-        while self.descriptors:
-            os.close(self.descriptors.pop())
-
-
-class Channel:
-    """A nonblocking SEQPACKET connection whose peer's uid has been checked; `holder` is set by authentication."""
 
     def __init__(self, connection: socket.socket, pid: int, process: ProcessId, handshake: ServerHandshake) -> None:
         self.connection = connection
@@ -75,32 +63,52 @@ class Channel:
         self.auth_deadline = 0.0
         self.closing = False  # close once the queue is empty
         self.closed = False
+        self.is_odd = self.lost = self.oversized = self.is_foreign = False
+        self.came: list[int] = []
+        self._usual: list[Any] = []  # what comes along with each record of this process, as far as seen
         self._queue: deque[tuple[bytes, int | None]] = deque()
         self._queued = 0
+        self._receive, self._send = connection.recvmsg, connection.send
 
     def fileno(self) -> int:
         return self.connection.fileno()
 
-    def receive(self) -> Received | None:
-        """Take one record; None: the peer has closed.
+    def receive(self) -> bytes | None:
+        """Take one record; None: the peer has closed. After an odd one `settle` has to follow.
 
         Raises:
             BlockingIOError: nothing there.
             OSError: the connection is broken.
         """
-        data, ancillary, flags, _ = self.connection.recvmsg(MAX_MESSAGE, _ANCILLARY, _RECEIVE)
-        received = Received(data, [], bool(flags & _LOST), bool(flags & _TRUNCATED), None)
+        data, ancillary, flags, _ = self._receive(MAX_MESSAGE, _ANCILLARY, _RECEIVE)
+        if ancillary == self._usual and data and not flags & _ODD:
+            return data
+        return self._look(data, ancillary, flags)
+
+    def _look(self, data: bytes, ancillary: list[Any], flags: int) -> bytes | None:
+        sender = None
         for level, kind, value in ancillary:
             if level != socket.SOL_SOCKET:
                 continue
-            if kind == socket.SCM_RIGHTS:
-                received.descriptors.extend(array.array("i", value[: len(value) - len(value) % _INTS]))
-            elif kind == socket.SCM_CREDENTIALS and len(value) >= _UCRED.size:
-                received.sender = _UCRED.unpack(value[: _UCRED.size])[0]
-        if not data and not received.descriptors and not received.lost and received.sender is None:
+            if kind == _RIGHTS:
+                self.came.extend(array.array("i", value[: len(value) - len(value) % _INTS]))
+            elif kind == _CREDENTIALS and len(value) >= _UCRED.size:
+                sender = _UCRED.unpack(value[: _UCRED.size])[0]
+        self.lost, self.oversized = bool(flags & _LOST), bool(flags & _TRUNCATED)
+        self.is_foreign = sender is not None and sender != self.pid
+        if not data and not self.came and not self.lost and sender is None:
             # An empty record and the end look alike; only a record has a sender.
             return None
-        return received
+        self.is_odd = bool(self.came) or self.lost or self.oversized or self.is_foreign
+        if not self.is_odd:
+            self._usual = ancillary
+        return data
+
+    def settle(self) -> None:
+        """The latest record has been dealt with: close the descriptors that nobody has taken."""
+        self.is_odd = self.lost = self.oversized = self.is_foreign = False
+        while self.came:
+            os.close(self.came.pop())
 
     def send(self, data: bytes, descriptor: int | None = None, *, most_queued: int = 65_536) -> bool:
         """Send a record now or queue it; report whether something is queued now.
@@ -112,8 +120,18 @@ class Channel:
             Overflow: more than `most_queued` bytes would wait.
             OSError: the connection is broken, or the descriptor cannot be sent (ETOOMANYREFS); nothing was sent.
         """
-        if not self._queue and self._try(data, descriptor):
-            return False
+        if not self._queue:
+            if descriptor is None:
+                try:
+                    self._send(data, _SEND)
+                    return False
+                except BlockingIOError:
+                    pass
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:  # as full as EAGAIN says it
+                        raise
+            elif self._try(data, descriptor):
+                return False
         if self._queued + len(data) > most_queued:
             raise Overflow
         self._queue.append((data, descriptor))
@@ -140,11 +158,12 @@ class Channel:
         return bool(self._queue)
 
     def _try(self, data: bytes, descriptor: int | None) -> bool:
-        ancillary = []
-        if descriptor is not None:
-            ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [descriptor]))]
         try:
-            self.connection.sendmsg((data,), ancillary, _SEND)
+            if descriptor is None:
+                self._send(data, _SEND)
+            else:
+                rights = (socket.SOL_SOCKET, _RIGHTS, array.array("i", [descriptor]))
+                self.connection.sendmsg((data,), (rights,), _SEND)
         except BlockingIOError:
             return False
         except OSError as error:

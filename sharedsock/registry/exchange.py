@@ -3,15 +3,18 @@
 No thread of ours reads it: whoever waits for a reply and finds nobody reading becomes the *leader*, reads what comes
 and hands others theirs by request id; when it has its own, it leaves and wakes another waiter. So a reply that takes
 long holds up nobody, end-of-file reaches all waiters at once, and a late, doubled or unknown reply meets no waiter
-(F-78, F-113).
+(F-78, F-113). Mostly a caller is alone: it is the leader before it has sent anything, what it reads is its reply, and
+nothing need be made for others to find it (`ask_alone`).
+
+A *posted* request has the id 0: it is not answered, and done before anything that this process says later.
 
 Nothing here relies on luck when a KeyboardInterrupt lands between two steps: what a step takes is in an object that
 existed before it (a `Waiter`, a `Parcel`), each step can be done twice, and the `finally` that undoes it is doubled.
 The number is closed by the last waiter that leaves an ended channel, never under another thread (I5).
 
-A descriptor comes as ancillary data of one record: received close-on-exec, at most one, surplus ones closed, and a
-truncated delivery noticed (rule 12, F-29, F-35). A CLAIMED nobody waits for any more is refused at once: its ticket is
-unharmed (I8); an ISSUED is revoked: nobody has seen the ticket.
+How one record is received, and the descriptor that came with it kept or closed, is in parcels.py. Only a `Waiter` gets
+one: while none waits for a descriptor a leader reads without room for any, and the kernel drops what is sent all the
+same. A CLAIMED nobody waits for any more is refused at once: its ticket is unharmed (I8).
 """
 
 from __future__ import annotations
@@ -23,24 +26,24 @@ import select
 import socket
 import struct
 import time
-from _thread import LockType
 from typing import Any, Final
 
 from sharedsock.model import trace
 from sharedsock.model.errors import from_errno, with_winerror
-from sharedsock.registry.messages import MAX_MESSAGE, Code, Message, ProtocolError, decode, encode
-from sharedsock.registry.numbers import close_all, forget_number, keep_number, undivided
-from sharedsock.registry.turns import Turn, sleeper, wake
+from sharedsock.registry.messages import HEAD_SIZE, MAX_MESSAGE, SHAPES, Code, ProtocolError, Shape, shape_of
+from sharedsock.registry.numbers import forget_number
+from sharedsock.registry.parcels import GONE, RECEIVE, Answer, Parcel, Waiter, receive, wait_polled, wait_ready
+from sharedsock.registry.turns import wake
 
-__all__ = ["ChannelLost", "Exchange", "Late", "Parcel", "Waiter", "receive", "wait_ready"]
+__all__ = ["ChannelLost", "Exchange", "Late"]
 
 _INT: Final = struct.Struct("i")
-_ROOM: Final = socket.CMSG_SPACE(4 * _INT.size)  # more than one, so that surplus ones are seen
-# Plain numbers: an operation on the socket module's enum flags costs 2 us, as much as the system call.
-_RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
 _SEND: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _POINTS: Final = {Code.ISSUE: "share.fd_sent", Code.CLAIM: "take.sent"}
-_GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF)
+_REFUSE: Final = SHAPES[Code.REFUSE]
+_REPLIES: Final = {code: SHAPES[shape.reply] for code, shape in SHAPES.items() if shape.reply is not None}
+_KEY: Final = 0
+_FULL: Final = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 
 
 class ChannelLost(Exception):
@@ -55,97 +58,6 @@ class Late(Exception):
     """No reply within the caller's time; the channel is as before, and the reply will meet nobody."""
 
 
-class Parcel:
-    """One received record, and the numbers that came with it until somebody takes them."""
-
-    __slots__ = ("delivered", "message", "numbers", "owner", "raw", "refusals")
-
-    def __init__(self) -> None:
-        self.raw: list[tuple[bytes, list[tuple[int, int, bytes]], int, Any]] = []
-        self.numbers: list[int] | None = None
-        self.message: Message | None = None
-        self.owner: Waiter | None = None
-        self.delivered = False
-        self.refusals = [1]  # taken by whoever refuses a CLAIMED or revokes an ISSUED: once
-
-    @property
-    def data(self) -> bytes:
-        """The record's bytes; empty: the channel has ended."""
-        return self.raw[0][0]
-
-    @property
-    def is_truncated(self) -> bool:
-        """Whether descriptors were lost on the way in: this process has no room for them."""
-        return bool(self.raw[0][2] & socket.MSG_CTRUNC)
-
-    def unpack(self) -> list[int]:
-        """Return the list of numbers that came along; the same list each time."""
-        if not self.raw:
-            return []
-        if self.numbers is None:
-            self.numbers = [
-                _INT.unpack_from(data, offset)[0]
-                for level, kind, data in self.raw[0][1]
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
-                for offset in range(0, len(data) - _INT.size + 1, _INT.size)
-            ]
-        return self.numbers
-
-    def close(self) -> None:
-        """Close the numbers nobody has taken."""
-        close_all(self.unpack())
-
-
-def receive(channel: socket.socket, parcel: Parcel) -> None:
-    """Take one record into an empty parcel, noting its numbers before any fork; nothing there: it stays empty.
-
-    The result goes from the system call into the parcel's list without a step of the interpreter between, so that an
-    interrupt cannot lose a descriptor that has arrived (F-33).
-    """
-
-    def take() -> None:
-        try:
-            parcel.raw.extend(map(channel.recvmsg, (MAX_MESSAGE + 1,), (_ROOM,), (_RECEIVE,)))
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno not in _GONE:
-                raise with_winerror(error) from None
-            parcel.raw.append((b"", [], 0, None))
-        for number in parcel.unpack():
-            keep_number(number)
-
-    undivided(take)
-
-
-def wait_ready(number: int, event: int, deadline: float) -> bool:
-    """Wait until a channel's number is readable or writable (or broken); False: not before the deadline.
-
-    It looks once more when the deadline is over: whoever got no processor until then may have had its answer long ago.
-    """
-    poller = select.poll()
-    poller.register(number, event)
-    while True:
-        left_s = deadline - time.monotonic()
-        if poller.poll(max(left_s * 1000 + 1, 0)):
-            return True
-        if left_s <= 0:
-            return False
-
-
-class Waiter:
-    """One request that waits for its reply; `inbox` holds the reply's parcel. Good for one try after another."""
-
-    __slots__ = ("exchange", "gave_up", "inbox", "lock", "request")
-
-    def __init__(self) -> None:
-        self.request = 0
-        self.inbox: list[Parcel] = []
-        self.gave_up = False
-        self.lock: LockType = sleeper()
-        self.exchange: Exchange | None = None  # the one that has taken the request
-
-
 _NOBODY: Final = Waiter()
 _NOBODY.gave_up = True
 
@@ -157,11 +69,77 @@ class Exchange:
         self.ended = False
         self._socket = connected
         self._number = connected.fileno()
+        self._send, self._receive = connected.send, connected.recv
         self._pending: dict[int, Waiter] = {}
-        self._leader = Turn()
+        self._taking: set[int] = set()  # the requests whose replies bring a descriptor
+        self._leading: dict[int, object] = {}  # whoever reads now, as in a Turn: its Waiter, or its request alone
+        self._poller = select.poll()  # the leader's
+        self._poller.register(self._number, select.POLLIN)
         self._ids = itertools.count(1)
 
-    def ask(self, waiter: Waiter, code: Code, deadline: float, fd: int | None = None, /, **values: Any) -> Message:
+    def ask_alone(
+        self, shape: Shape, values: tuple[Any, ...], timeout_s: float, fd: int | None = None
+    ) -> Answer | None:
+        """Send a request and return its reply, where nobody else waits for one; None: not so, and nothing is sent.
+
+        Raises:
+            ChannelLost, Late: as `ask`.
+        """
+        # No other `try` in here: the instruction that begins one is in no exception table, not even the outer ones'.
+        if self._pending:
+            return None
+        request = self._next()
+        try:
+            try:
+                self._pending[request] = _NOBODY  # so that the number stays open
+                if self._leading.setdefault(_KEY, request) is not request or self.ended:
+                    return None
+                if not self._send_now(shape.pack(request, *values), fd):
+                    return None
+                if trace.hook is not None and shape.code in _POINTS:
+                    trace.hit(_POINTS[shape.code])
+                deadline = time.monotonic() + timeout_s
+                if not self._poller.poll(timeout_s * 1000 + 1):
+                    raise Late
+                return self._read_alone(request, _REPLIES[shape.code], deadline)
+            finally:
+                self._leave_alone(request)
+        finally:
+            if self.ended or request in self._pending:
+                self._leave_alone(request)
+
+    def _send_now(self, data: bytes, fd: int | None) -> bool:
+        try:
+            if fd is None:
+                self._send(data, _SEND)
+            else:
+                self._socket.sendmsg((data,), _rights(fd), _SEND)
+        except OSError as error:
+            if error.errno in GONE or error.errno in _FULL:  # `ask` finds out which, and waits for room
+                return False
+            raise with_winerror(error) from None
+        return True
+
+    def _read_alone(self, request: int, reply: Shape, deadline: float) -> Answer:
+        # Race: a claim of another thread against this read, which would drop its descriptor. It says that it takes one
+        # before it sends: if it has not when we look, what we have been told of is not its reply.
+        if self._taking:
+            return self._lead_alone(request, None, deadline)
+        data = b""
+        try:
+            data = self._receive(MAX_MESSAGE + 1, RECEIVE)
+            if data[:HEAD_SIZE] == reply.head:
+                found = reply.unpack(data)
+                if found[0] == request:
+                    return reply, found[1:]
+        except (struct.error, ProtocolError):  # `_deliver` finds out what is wrong with it
+            pass
+        except OSError as error:
+            if error.errno not in GONE:
+                raise with_winerror(error) from None
+        return self._lead_alone(request, data, deadline)
+
+    def ask(self, waiter: Waiter, shape: Shape, values: tuple[Any, ...], deadline: float, fd: int | None) -> Answer:
         """Send a request and return its reply, whose parcel is `waiter.inbox[0]`.
 
         Raises:
@@ -175,33 +153,37 @@ class Exchange:
             try:
                 waiter.request = request = self._next()
                 self._pending[request] = waiter
+                if shape.reply is Code.CLAIMED:
+                    self._taking.add(request)
                 if self.ended:
                     raise ChannelLost(sent=False)
-                self._send(encode(code, request, **values), fd, deadline)
-                if code in _POINTS:
-                    trace.hit(_POINTS[code])
-                self._wait_reply(waiter, deadline)
+                self._send_in_time(shape.pack(request, *values), fd, deadline)
+                if shape.code in _POINTS:
+                    trace.hit(_POINTS[shape.code])
+                return self._wait_reply(waiter, deadline)
             finally:
                 self._leave(waiter)
         finally:
             self._leave(waiter)
-        message = waiter.inbox[0].message
-        assert message is not None, "I9: only decoded messages are delivered"
-        return message
 
-    def post(self, code: Code, /, **values: Any) -> bool:
-        """Send a request whose reply nobody waits for, if it can be sent at once; report whether it was."""
+    def post(self, shape: Shape, *values: Any) -> bool:
+        """Send a request that is not to be answered, if it can be sent at once; report whether it was."""
         waiter = Waiter()
         try:
             waiter.request = request = self._next()
             self._pending[request] = waiter
             if not self.ended:
                 with contextlib.suppress(OSError):
-                    self._socket.sendmsg([encode(code, request, **values)], (), _SEND)
+                    self._send(shape.pack(0, *values), _SEND)
                     return True
             return False
         finally:
             self._leave(waiter)
+
+    @property
+    def is_led(self) -> bool:
+        """Whether somebody reads now."""
+        return bool(self._leading)
 
     def is_open(self) -> bool:
         """Look whether the other end is still there, without waiting."""
@@ -235,56 +217,70 @@ class Exchange:
         self._socket.detach()
 
     def discard(self, parcel: Parcel) -> None:
-        """Nobody wants this parcel: close what came with it, and take back what it grants. Idempotent."""
+        """Nobody wants this parcel: close what came with it, and refuse what it grants. Idempotent."""
         parcel.close()
-        message = parcel.message
-        if message is not None and message.code in (Code.CLAIMED, Code.ISSUED):
+        if parcel.answer is not None and parcel.answer[0].code is Code.CLAIMED:
             with contextlib.suppress(IndexError):
                 parcel.refusals.pop()
-                if message.code is Code.CLAIMED:
-                    self.post(Code.REFUSE, number=message.number)
-                else:
-                    self.post(Code.REVOKE, secret=message.secret)
+                self.post(_REFUSE, parcel.answer[1][0])
 
     def _next(self) -> int:
         return next(self._ids) % 0xFFFFFFFF + 1
 
-    def _send(self, data: bytes, descriptor: int | None, deadline: float) -> None:
-        ancillary = () if descriptor is None else ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(descriptor)),)
+    def _send_in_time(self, data: bytes, fd: int | None, deadline: float) -> None:
+        ancillary = () if fd is None else _rights(fd)
         while True:
             try:
-                self._socket.sendmsg([data], ancillary, _SEND)
+                self._socket.sendmsg((data,), ancillary, _SEND)
                 return
             except BlockingIOError:
                 if not wait_ready(self._number, select.POLLOUT, deadline):
                     raise Late from None
             except OSError as error:
-                if error.errno in _GONE and (descriptor is None or error.errno != errno.EBADF):
+                if error.errno in GONE and (fd is None or error.errno != errno.EBADF):
                     self.end()
                     raise ChannelLost(sent=False) from None
-                if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM):
+                if error.errno not in _FULL:
                     raise with_winerror(error) from None
                 # Too many descriptors of this user are on their way (unix(7)): they arrive, or the time is over (F-14).
                 if time.monotonic() + 0.005 >= deadline:
                     raise from_errno(error.errno or errno.ENOBUFS, "no room to send the descriptor") from error
                 select.poll().poll(5)
 
-    def _wait_reply(self, waiter: Waiter, deadline: float) -> None:
+    def _wait_reply(self, waiter: Waiter, deadline: float) -> Answer:
         while not waiter.inbox:
             if self.ended:
                 raise ChannelLost(sent=True)
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise Late
-            if self._leader.try_take(waiter):
+            if self._leading.setdefault(_KEY, waiter) is waiter:
                 self._lead(waiter, deadline)
             else:
                 waiter.lock.acquire(True, left_s)
+        return waiter.answer()
+
+    def _lead_alone(self, request: int, data: bytes | None, deadline: float) -> Answer:
+        """As the leader who was alone: `data` is no reply of ours, so be a waiter like others from here on."""
+        waiter = Waiter()
+        waiter.request = request
+        self._pending[request] = waiter
+        if data is not None:
+            parcel = Parcel()
+            parcel.raw.append((data, [], 0, None))
+            self._deliver(parcel)
+        while not waiter.inbox:
+            if self.ended:
+                raise ChannelLost(sent=True)
+            if deadline <= time.monotonic():
+                raise Late
+            self._lead(waiter, deadline)
+        return waiter.answer()
 
     def _lead(self, waiter: Waiter, deadline: float) -> None:
         """Read for everybody until our own reply is here, the channel ends, or our time is over."""
         while not waiter.inbox and not self.ended:
-            if not wait_ready(self._number, select.POLLIN, deadline):
+            if not wait_polled(self._poller, deadline):
                 return
             parcel = Parcel()
             try:
@@ -300,16 +296,20 @@ class Exchange:
         """Give a parcel to its waiter, or discard it. May be interrupted anywhere and done again."""
         if parcel.delivered or not parcel.raw:
             return
-        if parcel.message is None:
+        if parcel.answer is None:
             try:
-                parcel.message = decode(parcel.data)
+                shape = shape_of(parcel.data)
+                parcel.request, *values = shape.read(parcel.data)
+                parcel.answer = shape, values
             except ProtocolError:  # the end of the file is an empty record as well
                 parcel.close()
                 self.end()
                 parcel.delivered = True
                 return
+        if parcel.request not in self._taking and parcel.answer[0].code is not Code.CLAIMED:
+            parcel.close()
         if parcel.owner is None:
-            found = self._pending.get(parcel.message.request)
+            found = self._pending.get(parcel.request)
             parcel.owner = found if found is not None and not found.inbox else _NOBODY
         waiter = parcel.owner
         # Race: delivery against a waiter that gives up. It says so and then looks into its inbox; we put the parcel
@@ -324,19 +324,38 @@ class Exchange:
     def _leave(self, waiter: Waiter) -> None:
         if not waiter.inbox:
             waiter.gave_up = True
+        self._taking.discard(waiter.request)
         self._pending.pop(waiter.request, None)
-        self._leader.leave(waiter)
-        for other in self._pending.copy().values():
-            if not other.inbox:
-                wake(other.lock)  # it becomes the leader, or sleeps again
-                break
+        if self._leading.get(_KEY) is waiter:
+            self._leading.pop(_KEY, None)
+        self._wake_next(0)
         if self.ended and not self._pending:
             self._close()
         if waiter.gave_up:
             for parcel in waiter.inbox.copy():
                 self.discard(parcel)
 
+    def _leave_alone(self, request: int) -> None:
+        if self._leading.get(_KEY) is request:
+            self._leading.pop(_KEY, None)
+        if len(self._pending) > 1:
+            self._wake_next(request)
+        self._pending.pop(request, None)
+        if self.ended and not self._pending:
+            self._close()
+
+    def _wake_next(self, leaving: int) -> None:
+        """Wake one that waits, but whoever leaves: it becomes the leader, or sleeps again."""
+        for request, other in self._pending.copy().items():
+            if request != leaving and other is not _NOBODY and not other.inbox:
+                wake(other.lock)
+                break
+
     def _close(self) -> None:
         if self._socket.fileno() >= 0:  # else the number may be another channel's by now
             forget_number(self._number)
             self._socket.close()
+
+
+def _rights(fd: int) -> tuple[tuple[int, int, bytes], ...]:
+    return ((socket.SOL_SOCKET, socket.SCM_RIGHTS, _INT.pack(fd)),)

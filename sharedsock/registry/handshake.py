@@ -105,9 +105,7 @@ class ServerHandshake:
         if peer is None:
             raise HandshakeRefused("out of turn")
         proof = _proof(self._key, _SERVER, peer, self.holder, _described(welcome))
-        return encode(
-            Code.WELCOME, proof=proof, incarnation=welcome.incarnation, pid=welcome.pid, page=welcome.page
-        )
+        return encode(Code.WELCOME, proof=proof, incarnation=welcome.incarnation, pid=welcome.pid, page=welcome.page)
 
 
 class ClientHandshake:

@@ -65,12 +65,15 @@ class Ledger:
     Args:
         pepper: hashed with each ticket secret; the incarnation of the registry, so that a ticket of an earlier one
             is unknown here (F-26).
+
+    Attributes:
+        timers: what is due when; see `next_deadline`.
     """
 
     def __init__(self, pepper: bytes = b"", limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
+        self.timers = Timers()
         self._tickets = TicketBook(pepper, self.limits.remembered)
-        self._timers = Timers()
         self._records: dict[SocketId, Record] = {}
         self._holdings: dict[HolderId, Holding] = {}
         self._of_process: dict[ProcessId, set[HolderId]] = {}
@@ -88,6 +91,10 @@ class Ledger:
             self._names[process] = name
         else:
             self._names.pop(process, None)
+
+    def has_effects(self) -> bool:
+        """Say whether `take_effects` would return anything."""
+        return bool(self._effects)
 
     def take_effects(self) -> list[Effect]:
         """Return what the calls since the last time have caused, in order, and forget it."""
@@ -221,9 +228,11 @@ class Ledger:
 
     # -- tickets ----------------------------------------------------------------------------------------------
 
-    def check_issue(self, holder: HolderId, socket: SocketId, descriptor: DescriptorId) -> None:
+    def check_issue(self, holder: HolderId, socket: SocketId, descriptor: DescriptorId, secret: bytes) -> None:
         """Raise what `issue` with these arguments would raise; the server asks before it looks at the descriptor."""
         self._own_open(holder, socket, descriptor)
+        if self._tickets.has_seen(secret):
+            raise from_errno(errno.EEXIST, "a ticket with this secret is out, or has been; draw another one")
         if len(self._tickets) >= self.limits.tickets:
             raise TicketLimit(f"{self.limits.tickets} tickets are unclaimed; claim or revoke some")
         if self._holdings[holder].tickets >= self.limits.tickets_per_holder:
@@ -253,8 +262,9 @@ class Ledger:
         Raises:
             NotASocket: not an open descriptor of this holder on this socket (DUP-7).
             TicketLimit: a cap of S-11.
+            OSError: EEXIST, the secret is known: a ticket yields one descriptor at most, whatever its issuer does (I8).
         """
-        self.check_issue(holder, socket, descriptor)
+        self.check_issue(holder, socket, descriptor, secret)
         record, holding = self._records[socket], self._holdings[holder]
         facts = holding.descriptors[descriptor].facts
         ticket = Reference(self._next(), record, State.ISSUED, holder, facts, since_s)
@@ -263,7 +273,7 @@ class Ledger:
         self._tickets.add(ticket, secret)
         holding.tickets += 1
         self._aim(ticket, target, holder.process if launching and target is None else target)
-        self._timers.set(ticket, now + max(0.0, expires_s))
+        self.timers.set(ticket, now + max(0.0, expires_s))
         record.enter(ticket)
         self._settle(record)
         return ticket.number
@@ -457,16 +467,15 @@ class Ledger:
         """Do what is due: expired tickets go, closes that have waited long enough are LAST."""
         if self._recovery.stop_waiting(now):
             self._settle_all()
-        for reference in self._timers.take_due(now):
+        for reference in self.timers.take_due(now):
             if reference.record.pending is reference:
                 self._settle(reference.record, overdue=True)
             elif reference.state is State.ISSUED:
                 self._void(reference, Fate.EXPIRED)
 
-    def next_deadline(self) -> float | None:
-        """Return when `expire` has something to do next (it may turn out to be nothing), None: never."""
-        dues = [due for due in (self._timers.next_due(), self._recovery.next_due()) if due is not None]
-        return min(dues, default=None)
+    def next_deadline(self) -> float:
+        """Return when `expire` has something to do next (it may turn out to be nothing), inf: never."""
+        return min(self.timers.first, self._recovery.next_due())
 
     # -- introspection ----------------------------------------------------------------------------------------
 
@@ -601,7 +610,7 @@ class Ledger:
             self._targeted.setdefault(ends_with, set()).add(reference)
 
     def _bind(self, ticket: Reference, target: ProcessId) -> None:
-        self._timers.set(ticket, math.inf)
+        self.timers.set(ticket, math.inf)
         self._aim(ticket, target, target)
 
     def _part(self, reference: Reference) -> None:
@@ -614,12 +623,12 @@ class Ledger:
 
     def _reissue(self, ticket: Reference) -> None:
         ticket.state = State.ISSUED
-        self._timers.set(ticket, ticket.due)
+        self.timers.set(ticket, ticket.due)
 
     def _bury(self, ticket: Reference, fate: Fate | None) -> None:
         """The ticket is no more, and whoever asks for it may hear its fate; its reference is the caller's to drop."""
         self._tickets.remove(ticket, fate)
-        self._timers.set(ticket, math.inf)
+        self.timers.set(ticket, math.inf)
         self._part(ticket)
         self._holdings[ticket.holder].tickets -= 1
         self._forget_if_empty(ticket.holder)
@@ -644,7 +653,7 @@ class Ledger:
         record = reference.record
         record.close(reference, state, self._recovery.may_be_last(record))
         if record.pending is reference:
-            self._timers.set(reference, due)
+            self.timers.set(reference, due)
 
     def _tell(self, reference: Reference, *, last: bool) -> None:
         self._effects.extend(Answer(token, last) for token in reference.waiting)

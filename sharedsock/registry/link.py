@@ -18,16 +18,17 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
 from sharedsock.model.identity import DescriptorId
 from sharedsock.registry import launch, runtime
-from sharedsock.registry.exchange import ChannelLost, Exchange, Late, Parcel, Waiter, receive, wait_ready
+from sharedsock.registry.exchange import ChannelLost, Exchange, Late
 from sharedsock.registry.holders import HolderPipe
-from sharedsock.registry.messages import SHAPES, Code, Message, error_of
+from sharedsock.registry.messages import SHAPES, Code, Shape, refusal_of
 from sharedsock.registry.numbers import close_if_same, forget_number, notice_fork
+from sharedsock.registry.parcels import Answer, Parcel, Waiter, receive, wait_ready
 from sharedsock.registry.turns import Token, Turn
 
 if TYPE_CHECKING:
@@ -39,6 +40,25 @@ T_RPC_S: Final = 2.0
 SLOTS: Final = 65_536  # of a page; page.py is loaded when there is one
 _ABSENT: Final = (errno.ENOENT, errno.ECONNREFUSED)
 _CREDENTIALS: Final = struct.Struct("3i")
+_BYE: Final = SHAPES[Code.BYE]
+_RECOVERED: Final = SHAPES[Code.RECOVERED]
+# The requests that can do with a registry which has just been started: they are about nothing only a dead one knew.
+_STARTING: Final = frozenset(
+    {
+        Code.ANNOUNCE,
+        Code.RECOVER,
+        Code.ISSUE,
+        Code.LEND,
+        Code.REFERENCES,
+        Code.HOLDERS,
+        Code.FORMER_HOLDERS,
+        Code.SOCKETS,
+        Code.SET_COMMON,
+        Code.COMMON,
+        Code.STATISTICS,
+        Code.REFUSALS,
+    }
+)
 
 
 class _Absent(Exception):
@@ -142,7 +162,7 @@ class Link:
         session = self._mine()
         channel = session.channel
         if channel is not None:
-            channel.post(Code.BYE)
+            channel.post(_BYE)
             channel.end()
         if not session.held:
             session.pages.clear()  # a mapping holds a descriptor of ours; nobody here has a socket that needs it
@@ -249,18 +269,21 @@ class Link:
                     raise self._gone("could not be reached in time")
                 channel = session.channel
                 if channel is None or channel.ended:
-                    try:
-                        channel = self._connect(session, start, deadline)
-                    except ImportError as error:  # the package is complete: no file could be opened
-                        raise from_errno(errno.EMFILE, "no room to load what a registry needs") from error
-                    except OSError as error:
-                        with_winerror(error)
-                        raise
+                    channel = self._connect_clearly(session, start, deadline)
                 return channel
             finally:
                 session.turn.leave(token)
         finally:
             session.turn.leave(token)
+
+    def _connect_clearly(self, session: _Session, start: bool, deadline: float) -> Exchange:
+        try:
+            return self._connect(session, start, deadline)
+        except ImportError as error:  # the package is complete: no file could be opened
+            raise from_errno(errno.EMFILE, "no room to load what a registry needs") from error
+        except OSError as error:
+            with_winerror(error)
+            raise
 
     def _connect(self, session: _Session, start: bool, deadline: float) -> Exchange:
         channel = self._reach(session, start, deadline)
@@ -271,7 +294,7 @@ class Link:
                 self.on_reconnect(self)
             if session.known_to != session.incarnation and (session.held or session.pipe.is_held):
                 session.pipe.renew()
-                self._call(Code.RECOVERED)  # that was all: it need not wait for us any more
+                self._call(_RECOVERED)  # that was all: it need not wait for us any more
             session.known_to = session.incarnation
             for generation in [known for known in session.pages if known < session.generation - 1]:
                 session.pages.pop(generation, None)
@@ -391,47 +414,76 @@ class Link:
     def _gone(self, what: str) -> RegistryGone:
         return RegistryGone(f"the registry at {self.runtime} {what}; sockets that are open go on working")
 
-    def _call(
+    def _call(self, shape: Shape, *values: Any) -> Sequence[Any]:
+        """Send a request and return the values of its reply; most calls, most of the time. Else as `_request` says."""
+        session = self._session
+        channel = session.channel
+        answer: Answer | None = None
+        if channel is not None and session.pid == os.getpid():
+            try:
+                answer = channel.ask_alone(shape, values, self.rpc_timeout_s)
+            except ChannelLost:
+                raise self._gone("is gone") from None
+            except Late:
+                raise self._gone(f"did not answer within {self.rpc_timeout_s} s") from None
+        if answer is not None and answer[0].code is shape.reply:
+            return answer[1]
+        return self._request(shape, values, answer=answer)
+
+    def _request(
         self,
-        code: Code,
+        shape: Shape,
+        values: tuple[Any, ...],
         *,
-        may_start: bool = False,
+        answer: Answer | None = None,
         waiter: Waiter | None = None,
         passing: int | None = None,
         timeout_s: float | None = None,
         incarnation: bytes = b"",
-        **values: Any,
-    ) -> Message:
-        """Send a request and return its reply. A request that a dead channel cannot have carried goes over a new one.
+    ) -> Sequence[Any]:
+        """Send a request and return the values of its reply.
+
+        A request that a dead channel cannot have carried goes over a new one.
 
         Args:
-            may_start: the call can do with a registry that has just been started.
+            answer: it is here already, and is another one than it should be.
+            waiter: gets the reply's parcel as well, for a call that takes a descriptor.
             passing: a descriptor that travels with the request.
+            timeout_s: None: T_rpc.
             incarnation: the only one the call makes sense for; empty: any.
 
         Raises:
-            RegistryGone: not there, gone meanwhile, or silent for `timeout_s` (T_rpc by default).
+            RegistryGone: not there, gone meanwhile, or silent for `timeout_s`.
             OSError: what the registry's ERROR stands for.
         """
-        waiter = waiter or Waiter()
+        if timeout_s is None:
+            timeout_s = self.rpc_timeout_s
+        channel = self._session.channel
         tries = 3
-        while True:
-            channel = self._channel(start=may_start)
-            if incarnation and self._session.incarnation != incarnation:
-                raise self._gone("is another one than it was")
-            deadline = time.monotonic() + (self.rpc_timeout_s if timeout_s is None else timeout_s)
-            try:
-                reply = channel.ask(waiter, code, deadline, passing, **values)
-                break
-            except ChannelLost as lost:
-                tries -= 1
-                if lost.sent or not tries:
-                    raise self._gone("is gone") from None
-            except Late:
-                raise self._gone(f"did not answer within {self.rpc_timeout_s} s") from None
+        try:
+            while answer is None:
+                channel = self._channel(start=shape.code in _STARTING)
+                if incarnation and self._session.incarnation != incarnation:
+                    raise self._gone("is another one than it was")
+                if waiter is None:
+                    answer = channel.ask_alone(shape, values, timeout_s, passing)
+                if answer is None:
+                    try:
+                        deadline = time.monotonic() + timeout_s
+                        answer = channel.ask(waiter or Waiter(), shape, values, deadline, passing)
+                    except ChannelLost as lost:
+                        tries -= 1
+                        if lost.sent or not tries:
+                            raise
+        except ChannelLost:
+            raise self._gone("is gone") from None
+        except Late:
+            raise self._gone(f"did not answer within {self.rpc_timeout_s} s") from None
+        reply, found = answer
+        if reply.code is shape.reply:
+            return found
         if reply.code is Code.ERROR:
-            raise error_of(reply)
-        if reply.code is not SHAPES[code].reply:
-            channel.end()
-            raise self._gone("does not keep to the protocol")
-        return reply
+            raise refusal_of(*found)
+        assert channel is not None, "somebody has answered"
+        channel.end()
+        raise self._gone("does not keep to the protocol")

@@ -167,13 +167,16 @@ class Liveness:
 
     Args:
         own_pid: the registry's own, which is nobody's target.
+
+    Attributes:
+        polled: how many are watched without a pidfd, so that somebody has to ask now and then.
     """
 
     def __init__(self, system: System | None = None, own_pid: int | None = None) -> None:
         self.system = system or System()
         self._own_pid = os.getpid() if own_pid is None else own_pid
         self._watched: dict[int, _Watch] = {}  # by pid: of one pid, one instance is alive
-        self._without_pidfd = 0
+        self.polled = 0
         self._dead: list[ProcessId] = []
         self.on_watch: Callable[[ProcessId, int], None] = lambda process, pidfd: None
         self.on_forget: Callable[[int], None] = lambda pidfd: None  # before the number is closed
@@ -242,7 +245,7 @@ class Liveness:
             if self._ended(watch) or (stat is None and fd is None and self.system.can_signal(pid) is False):
                 raise ProcessLookupError(errno.ESRCH, f"process {pid} is not running")
             self._watched[pid] = watch
-            self._without_pidfd += watch.pidfd is None
+            self.polled += watch.pidfd is None
             fd = None
             if watch.pidfd is not None:
                 self.on_watch(process, watch.pidfd)
@@ -288,7 +291,7 @@ class Liveness:
         watch = self._watched.get(process.pid)
         if watch is not None and watch.process == process:
             del self._watched[process.pid]
-            self._without_pidfd -= watch.pidfd is None
+            self.polled -= watch.pidfd is None
             if watch.pidfd is not None:
                 self.on_forget(watch.pidfd)
                 os.close(watch.pidfd)
@@ -304,7 +307,7 @@ class Liveness:
 
     def needs_polling(self) -> bool:
         """Say whether some process is watched without a pidfd, so that somebody has to ask now and then."""
-        return self._without_pidfd > 0
+        return self.polled > 0
 
     def describe(self, pid: int) -> ProcessStat | None:
         """Return what /proc says of a pid now."""

@@ -1,11 +1,12 @@
-"""THE WIRE: every message of the registry's protocol, as one table code -> (name, fields), and its two directions.
+"""THE WIRE: every message of the registry's protocol, as one table code -> shape, and its two directions.
 
-One message is one SEQPACKET record of at most 4 KiB: a header (magic, version, code, request id) and the fields of
-its shape, in order, nothing after them. Each field is of a fixed size, or a text or list whose 16-bit length is
-checked against what is really there before anything is built. No peer's bytes reach pickle, eval or an allocation
-they announce (I9, S-07, F-104 … F-107). At most one file descriptor travels with a message, where the table says so.
+One message is one SEQPACKET record of at most 4 KiB: a header (magic, version, code, request id), then the fields of
+its shape: the fixed ones in one struct together with the header, so that a message is packed and read in one step, and
+behind them the sized ones. Nothing follows. No peer's bytes reach pickle, eval or an allocation they announce (I9,
+S-07, F-104 … F-107). At most one file descriptor travels with a message, where the table says so.
 
-What the fields mean is the ledger's business; sending them is the server's and the client's.
+What a field may be is in fields.py; what the fields mean is the ledger's business, sending them the server's and the
+client's, who know a shape by its code and use its `pack` and `unpack`; `encode` and `decode` are the same by name.
 
 The server is started as `main(runtime_dir, ready_fd)` (see server.py); no secret is an argument or in the environment.
 """
@@ -13,12 +14,10 @@ The server is started as `main(runtime_dir, ready_fd)` (see server.py); no secre
 from __future__ import annotations
 
 import errno as _errno
-import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final
 
 from sharedsock.model.errors import (
     InternalError,
@@ -32,10 +31,36 @@ from sharedsock.model.errors import (
     TicketLimit,
     from_errno,
 )
+from sharedsock.registry.fields import (
+    CHAIN,
+    F64,
+    FLAG,
+    HOLDER_NONCE,
+    I32,
+    MAX_CHAIN,
+    MAX_TEXT,
+    NONCE,
+    NONCE_SIZE,
+    OPTIONAL_F64,
+    OPTIONAL_U32,
+    SECRET,
+    SECRET_SIZE,
+    SOCKET,
+    TEXT,
+    U8,
+    U16,
+    U32,
+    U64,
+    ProtocolError,
+    Rows,
+)
+from sharedsock.registry.shapes import HEAD_SIZE, HEADER, MAGIC, MAX_MESSAGE, VERSION, Code, Fields, Shape
 
 __all__ = [
+    "BY_HEAD",
     "COMMON_FIELDS",
     "HEADER",
+    "HEAD_SIZE",
     "HOLDER_KINDS",
     "MAX_CHAIN",
     "MAX_MESSAGE",
@@ -54,16 +79,9 @@ __all__ = [
     "error_of",
     "fitting",
     "readdress",
+    "refusal_of",
+    "shape_of",
 ]
-
-MAX_MESSAGE: Final = 4096
-MAX_TEXT: Final = 255  # bytes of UTF-8; a longer place keeps its end, which names the line
-SECRET_SIZE: Final = 32
-NONCE_SIZE: Final = 32
-MAX_CHAIN: Final = 2048  # bytes of UTF-8: a chain of providers, as import names and parameters
-VERSION: Final = 1
-_MAGIC: Final = 0x5353
-HEADER: Final = struct.Struct("!HHHI")  # magic, version, code, request id
 
 HOLDER_KINDS: Final = ("descriptor", "closing", "ticket", "lent", "closed", "died")
 COMMON_FIELDS: Final = (
@@ -77,310 +95,99 @@ COMMON_FIELDS: Final = (
     "events",
 )
 
-
-class ProtocolError(ValueError):
-    """Bytes that are no message of this protocol. `cause` is a fixed word for the counters, never peer bytes."""
-
-    def __init__(self, cause: str) -> None:
-        super().__init__(cause)
-        self.cause = cause
-
-
-class Kind(Protocol):
-    """How one field travels. `unpack` takes from `offset` on and returns the value and the next offset."""
-
-    def pack(self, value: Any) -> bytes: ...
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]: ...
-
-
-class _Number:
-    """A struct of one member: fixed size, and for a float never NaN."""
-
-    def __init__(self, code: str) -> None:
-        self._struct = struct.Struct("!" + code)
-
-    def pack(self, value: Any) -> bytes:
-        return self._struct.pack(value)
-
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        if offset + self._struct.size > len(data):
-            raise ProtocolError("truncated")
-        (value,) = self._struct.unpack_from(data, offset)
-        if isinstance(value, float) and math.isnan(value):
-            raise ProtocolError("not a number")
-        return value, offset + self._struct.size
-
-
-class _Flag:
-    """One byte, 0 or 1; every other value is refused, so that each message has one spelling."""
-
-    def pack(self, value: Any) -> bytes:
-        return b"\x01" if value else b"\x00"
-
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        if offset >= len(data):
-            raise ProtocolError("truncated")
-        if data[offset] > 1:
-            raise ProtocolError("bad flag")
-        return data[offset] == 1, offset + 1
-
-
-class _Bytes:
-    """Exactly `size` bytes."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def pack(self, value: Any) -> bytes:
-        if len(value) != self._size:
-            raise ValueError(f"{len(value)} bytes where {self._size} are meant")
-        return bytes(value)
-
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        end = offset + self._size
-        if end > len(data):
-            raise ProtocolError("truncated")
-        return data[offset:end], end
-
-
-class _WideInt:
-    """An unsigned number of 128 bits: a SocketId (64 bits of SO_COOKIE, or dev << 64 | inode)."""
-
-    def pack(self, value: Any) -> bytes:
-        return int(value).to_bytes(16, "big")
-
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        if offset + 16 > len(data):
-            raise ProtocolError("truncated")
-        return int.from_bytes(data[offset : offset + 16], "big"), offset + 16
-
-
-class _Text:
-    """UTF-8 behind a 16-bit length of at most MAX_TEXT. Packing keeps the end of a longer text."""
-
-    _length = struct.Struct("!H")
-    _most = MAX_TEXT
-
-    def pack(self, value: Any) -> bytes:
-        raw = str(value).encode("utf-8", "replace")
-        if len(raw) > MAX_TEXT:
-            raw = raw[-MAX_TEXT:].decode("utf-8", "ignore").encode("utf-8")
-        return self._length.pack(len(raw)) + raw
-
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        start = offset + 2
-        if start > len(data):
-            raise ProtocolError("truncated")
-        (size,) = self._length.unpack_from(data, offset)
-        if size > self._most:
-            raise ProtocolError("text too long")
-        if start + size > len(data):
-            raise ProtocolError("truncated")
-        try:
-            return data[start : start + size].decode("utf-8", "strict"), start + size
-        except UnicodeDecodeError:
-            raise ProtocolError("bad utf-8") from None
-
-
-class _Chain(_Text):
-    """A text of at most MAX_CHAIN bytes, whole or not at all: its end alone would be another chain."""
-
-    _most = MAX_CHAIN
-
-    def pack(self, value: Any) -> bytes:
-        raw = str(value).encode("utf-8")
-        if len(raw) > MAX_CHAIN:
-            raise ValueError(f"a chain of {len(raw)} bytes; {MAX_CHAIN} may travel")
-        return self._length.pack(len(raw)) + raw
-
-
-class _Optional:
-    """A flag, then the value: present or not, the size is the same, so a shape stays fixed."""
-
-    def __init__(self, kind: _Number, blank: float) -> None:
-        self._kind, self._blank = kind, kind.pack(blank)
-
-    def pack(self, value: Any) -> bytes:
-        return _FLAG.pack(value is not None) + (self._blank if value is None else self._kind.pack(value))
-
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        given, start = _FLAG.unpack(data, offset)
-        value, end = self._kind.unpack(data, start)
-        if given:
-            return value, end
-        if data[start:end] != self._blank:
-            raise ProtocolError("bad blank")
-        return None, end
-
-
-class _List:
-    """A 16-bit count of records, each a tuple of fields. The count is believed only as far as the bytes go."""
-
-    _length = struct.Struct("!H")
-
-    def __init__(self, *kinds: Kind) -> None:
-        self._kinds = kinds
-
-    def pack(self, value: Any) -> bytes:
-        rows = [b"".join(kind.pack(v) for kind, v in zip(self._kinds, row, strict=True)) for row in value]
-        return self._length.pack(len(rows)) + b"".join(rows)
-
-    def unpack(self, data: bytes, offset: int) -> tuple[Any, int]:
-        if offset + 2 > len(data):
-            raise ProtocolError("truncated")
-        (count,) = self._length.unpack_from(data, offset)
-        offset += 2
-        rows = []
-        for _ in range(count):
-            row = []
-            for kind in self._kinds:
-                value, offset = kind.unpack(data, offset)
-                row.append(value)
-            rows.append(tuple(row))
-        return tuple(rows), offset
-
-
-_U8, _U16, _U32, _U64, _I32, _F64 = _Number("B"), _Number("H"), _Number("I"), _Number("Q"), _Number("i"), _Number("d")
-_FLAG, _TEXT, _CHAIN, _SOCKET = _Flag(), _Text(), _Chain(), _WideInt()
-_SECRET, _NONCE, _HOLDER_NONCE = _Bytes(SECRET_SIZE), _Bytes(NONCE_SIZE), _Bytes(16)
-_OPTIONAL_U32, _OPTIONAL_F64 = _Optional(_U32, 0), _Optional(_F64, 0.0)
-
-Fields = tuple[tuple[str, Kind], ...]
-_SOCKET_FACTS: Fields = (("socket", _SOCKET), ("family", _I32), ("type", _I32), ("protocol", _I32))
-_DESCRIPTOR_FACTS: Fields = (("descriptor", _U64), ("opened_at", _TEXT), ("opened_s", _F64))
+_SOCKET_FACTS: Fields = (("socket", SOCKET), ("family", I32), ("type", I32), ("protocol", I32))
+_DESCRIPTOR_FACTS: Fields = (("descriptor", U64), ("opened_s", F64), ("opened_at", TEXT))
 _COMMON: Fields = (
-    ("shut_receive", _FLAG),
-    ("shut_send", _FLAG),
-    ("reset_seen", _FLAG),
-    ("nonblocking", _FLAG),
-    ("linger_s", _OPTIONAL_U32),
-    ("linger_kept_s", _OPTIONAL_U32),
-    ("has_port", _FLAG),
-    ("events", _U32),
+    ("shut_receive", FLAG),
+    ("shut_send", FLAG),
+    ("reset_seen", FLAG),
+    ("nonblocking", FLAG),
+    ("linger_s", OPTIONAL_U32),
+    ("linger_kept_s", OPTIONAL_U32),
+    ("has_port", FLAG),
+    ("events", U32),
 )
 
 
-class Code(IntEnum):
-    """The message codes: below 0x10 the handshake, below 0x80 requests, from 0x80 on replies."""
-
-    CHALLENGE = 0x01
-    ANSWER = 0x02
-    WELCOME = 0x03
-    ANNOUNCE = 0x10
-    ISSUE = 0x11
-    BIND = 0x12
-    CLAIM = 0x13
-    ACK = 0x14
-    REFUSE = 0x15
-    REVOKE = 0x16
-    BEGIN_CLOSE = 0x17
-    END_CLOSE = 0x18
-    CANCEL_CLOSE = 0x19
-    LEND = 0x1A
-    REFERENCES = 0x1B
-    HOLDERS = 0x1C
-    SOCKETS = 0x1D
-    SET_COMMON = 0x1E
-    COMMON = 0x1F
-    STATISTICS = 0x20
-    REFUSALS = 0x21
-    BYE = 0x22
-    SHUTDOWN = 0x23
-    RECOVER = 0x24
-    RECOVERED = 0x25
-    FORMER_HOLDERS = 0x26
-    OK = 0x80
-    ERROR = 0x81
-    ANNOUNCED = 0x82
-    ISSUED = 0x83
-    FLAG = 0x84
-    CLAIMED = 0x85
-    NUMBER = 0x86
-    HOLDERS_PAGE = 0x87
-    SOCKETS_PAGE = 0x88
-    COMMON_IS = 0x89
-    STATISTICS_ARE = 0x8A
-    REFUSALS_PAGE = 0x8B
-
-
-_CODES: Final = {int(code): code for code in Code}  # calling an enum costs three look-ups
-
-
-class Shape(NamedTuple):
-    """One row: the message's fields, the reply a request gets, and whether a descriptor travels with it."""
-
-    fields: Fields
-    reply: Code | None = None
-    descriptor: bool = False
+def _table(*shapes: Shape) -> dict[Code, Shape]:
+    return {shape.code: shape for shape in shapes}
 
 
 # The one table. WELCOME carries the page's memfd when its `page` flag says so.
-SHAPES: Final[dict[Code, Shape]] = {
-    Code.CHALLENGE: Shape((("nonce", _NONCE),)),
-    Code.ANSWER: Shape((("nonce", _NONCE), ("holder", _HOLDER_NONCE), ("proof", _SECRET))),
-    Code.WELCOME: Shape(
-        (("proof", _SECRET), ("incarnation", _HOLDER_NONCE), ("pid", _U32), ("page", _FLAG)), descriptor=True
+SHAPES: Final[dict[Code, Shape]] = _table(
+    Shape(Code.CHALLENGE, (("nonce", NONCE),)),
+    Shape(Code.ANSWER, (("nonce", NONCE), ("holder", HOLDER_NONCE), ("proof", SECRET))),
+    Shape(
+        Code.WELCOME, (("proof", SECRET), ("incarnation", HOLDER_NONCE), ("pid", U32), ("page", FLAG)), descriptor=True
     ),
-    Code.ANNOUNCE: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, ("chain", _CHAIN)), Code.ANNOUNCED),
-    Code.ISSUE: Shape(
+    Shape(Code.ANNOUNCE, (*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, ("chain", CHAIN)), Code.ANNOUNCED),
+    Shape(
+        Code.ISSUE,
         (
-            ("socket", _SOCKET),
-            ("descriptor", _U64),
-            ("target", _OPTIONAL_U32),
-            ("expires_s", _OPTIONAL_F64),
-            ("launching", _FLAG),  # for a child that has no pid yet: BIND follows
+            ("secret", SECRET),  # the issuer's: it knows the ticket whatever becomes of the reply
+            ("socket", SOCKET),
+            ("descriptor", U64),
+            ("target", OPTIONAL_U32),
+            ("expires_s", OPTIONAL_F64),
+            ("launching", FLAG),  # for a child that has no pid yet: BIND follows
         ),
-        Code.ISSUED,
+        Code.OK,
         descriptor=True,
     ),
-    Code.BIND: Shape((("secret", _SECRET), ("target", _U32)), Code.FLAG),
-    Code.CLAIM: Shape((("secret", _SECRET),), Code.CLAIMED),
-    Code.ACK: Shape((("number", _U64), *_DESCRIPTOR_FACTS), Code.OK),
-    Code.REFUSE: Shape((("number", _U64),), Code.OK),
-    Code.REVOKE: Shape((("secret", _SECRET),), Code.FLAG),
-    Code.BEGIN_CLOSE: Shape((("descriptor", _U64),), Code.FLAG),
-    Code.END_CLOSE: Shape((("descriptor", _U64),), Code.OK),
-    Code.CANCEL_CLOSE: Shape((("descriptor", _U64),), Code.OK),
-    Code.LEND: Shape((("socket", _SOCKET), ("descriptor", _U64), ("target", _U32)), Code.OK),
-    Code.REFERENCES: Shape((("socket", _SOCKET),), Code.NUMBER),
-    Code.HOLDERS: Shape((("socket", _SOCKET), ("start", _U32)), Code.HOLDERS_PAGE),
-    Code.FORMER_HOLDERS: Shape((("socket", _SOCKET), ("start", _U32)), Code.HOLDERS_PAGE),
-    Code.SOCKETS: Shape((("start", _U32),), Code.SOCKETS_PAGE),
+    Shape(Code.BIND, (("secret", SECRET), ("target", U32)), Code.FLAG),
+    Shape(Code.CLAIM, (("secret", SECRET),), Code.CLAIMED),
+    Shape(Code.ACK, (("number", U64), *_DESCRIPTOR_FACTS), Code.OK),
+    Shape(Code.REFUSE, (("number", U64),), Code.OK),
+    Shape(Code.REVOKE, (("secret", SECRET),), Code.FLAG),
+    Shape(Code.BEGIN_CLOSE, (("descriptor", U64),), Code.FLAG),
+    Shape(Code.END_CLOSE, (("descriptor", U64),), Code.OK),
+    Shape(Code.CANCEL_CLOSE, (("descriptor", U64),), Code.OK),
+    Shape(Code.LEND, (("socket", SOCKET), ("descriptor", U64), ("target", U32)), Code.OK),
+    Shape(Code.REFERENCES, (("socket", SOCKET),), Code.NUMBER),
+    Shape(Code.HOLDERS, (("socket", SOCKET), ("start", U32)), Code.HOLDERS_PAGE),
+    Shape(Code.FORMER_HOLDERS, (("socket", SOCKET), ("start", U32)), Code.HOLDERS_PAGE),
+    Shape(Code.SOCKETS, (("start", U32),), Code.SOCKETS_PAGE),
     # `changed` has one bit per COMMON_FIELDS name: only those are written, the others are sent blank.
-    Code.SET_COMMON: Shape((("socket", _SOCKET), ("changed", _U16), *_COMMON), Code.OK),
-    Code.COMMON: Shape((("slot", _U32),), Code.COMMON_IS),
-    Code.STATISTICS: Shape((), Code.STATISTICS_ARE),
-    Code.REFUSALS: Shape((), Code.REFUSALS_PAGE),
-    Code.BYE: Shape((), Code.OK),
-    Code.SHUTDOWN: Shape((), Code.OK),
+    Shape(Code.SET_COMMON, (("socket", SOCKET), ("changed", U16), *_COMMON), Code.OK),
+    Shape(Code.COMMON, (("slot", U32),), Code.COMMON_IS),
+    Shape(Code.STATISTICS, (), Code.STATISTICS_ARE),
+    Shape(Code.REFUSALS, (), Code.REFUSALS_PAGE),
+    Shape(Code.BYE, (), Code.OK),
+    Shape(Code.SHUTDOWN, (), Code.OK),
     # To a registry in a dead one's place: each descriptor it had counted, with the common state there, then the end.
-    Code.RECOVER: Shape((*_SOCKET_FACTS, *_DESCRIPTOR_FACTS, *_COMMON, ("chain", _CHAIN)), Code.ANNOUNCED),
-    Code.RECOVERED: Shape((), Code.OK),
-    Code.OK: Shape(()),
-    Code.ERROR: Shape((("kind", _U8), ("errno", _I32), ("message", _TEXT))),
-    Code.ANNOUNCED: Shape((("slot", _U32),)),
-    Code.ISSUED: Shape((("secret", _SECRET),)),
-    Code.FLAG: Shape((("value", _FLAG),)),
-    Code.CLAIMED: Shape(
-        (("number", _U64), *_SOCKET_FACTS, ("slot", _U32), ("target_bound", _FLAG), ("chain", _CHAIN)), descriptor=True
+    Shape(Code.RECOVER, (*_COMMON, *_SOCKET_FACTS, *_DESCRIPTOR_FACTS, ("chain", CHAIN)), Code.ANNOUNCED),
+    Shape(Code.RECOVERED, (), Code.OK),
+    Shape(Code.OK, ()),
+    Shape(Code.ERROR, (("kind", U8), ("errno", I32), ("message", TEXT))),
+    Shape(Code.ANNOUNCED, (("slot", U32),)),
+    Shape(Code.FLAG, (("value", FLAG),)),
+    Shape(
+        Code.CLAIMED,
+        (("number", U64), *_SOCKET_FACTS, ("slot", U32), ("target_bound", FLAG), ("chain", CHAIN)),
+        descriptor=True,
     ),
-    Code.NUMBER: Shape((("value", _U64),)),
+    Shape(Code.NUMBER, (("value", U64),)),
     # Pages: `following` is the `start` of the next page, 0 at the end. A holder's kind is an index into HOLDER_KINDS.
-    Code.HOLDERS_PAGE: Shape(
+    Shape(
+        Code.HOLDERS_PAGE,
         (
-            ("following", _U32),
-            ("items", _List(_U32, _TEXT, _U64, _U8, _TEXT, _F64)),  # pid, name, descriptor, kind, opened_at, since_s
-        )
+            ("following", U32),
+            ("items", Rows(U32, TEXT, U64, U8, TEXT, F64)),  # pid, name, descriptor, kind, opened_at, since_s
+        ),
     ),
-    Code.SOCKETS_PAGE: Shape(
-        (("following", _U32), ("items", _List(_SOCKET, _I32, _I32, _I32, _U64)))  # SocketFacts' fields, references
+    Shape(
+        Code.SOCKETS_PAGE,
+        (("following", U32), ("items", Rows(SOCKET, I32, I32, I32, U64))),  # SocketFacts' fields, references
     ),
-    Code.COMMON_IS: Shape(_COMMON),
-    Code.STATISTICS_ARE: Shape(
-        tuple((name, _U64) for name in ("pid", "clients", "sockets", "descriptors", "tickets", "custody", "refusals"))
+    Shape(Code.COMMON_IS, _COMMON),
+    Shape(
+        Code.STATISTICS_ARE,
+        tuple((name, U64) for name in ("pid", "clients", "sockets", "descriptors", "tickets", "custody", "refusals")),
     ),
-    Code.REFUSALS_PAGE: Shape((("items", _List(_TEXT, _U64)),)),  # cause, count
-}
+    Shape(Code.REFUSALS_PAGE, (("items", Rows(TEXT, U64)),)),  # cause, count
+)
+
+BY_HEAD: Final[dict[bytes, Shape]] = {shape.head: shape for shape in SHAPES.values()}
 
 
 @dataclass(frozen=True)
@@ -410,20 +217,12 @@ def encode(code: Code, request: int = 0, /, **values: Any) -> bytes:
         ValueError: a value does not fit its field, or the whole does not fit the cap.
     """
     shape = SHAPES[code]
-    if len(values) != len(shape.fields):
-        raise TypeError(f"{code.name} has the fields {[name for name, _ in shape.fields]}, not {list(values)}")
-    parts = [HEADER.pack(_MAGIC, VERSION, code, request)]
-    for name, kind in shape.fields:
-        if name not in values:
-            raise TypeError(f"{code.name} lacks {name}")
-        try:
-            parts.append(kind.pack(values[name]))
-        except (struct.error, OverflowError) as error:
-            raise ValueError(f"{code.name}.{name}: {error}") from None
-    data = b"".join(parts)
-    if len(data) > MAX_MESSAGE:
-        raise ValueError(f"{code.name} of {len(data)} bytes, the cap is {MAX_MESSAGE}")
-    return data
+    if len(values) != len(shape.names) or not values.keys() >= set(shape.names):
+        raise TypeError(f"{code.name} has the fields {list(shape.names)}, not {list(values)}")
+    try:
+        return shape.pack(request, *[values[name] for name in shape.names])
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"{code.name} of {', '.join(shape.names)}: {error}") from None
 
 
 def decode(data: bytes) -> Message:
@@ -432,25 +231,28 @@ def decode(data: bytes) -> Message:
     Raises:
         ProtocolError: anything else. Nothing has been allocated beyond the bytes that are there.
     """
+    shape = shape_of(data)
+    request, *values = shape.read(data)
+    return Message(shape.code, request, dict(zip(shape.names, values, strict=True)))
+
+
+def shape_of(data: bytes) -> Shape:
+    """Return the shape of a message by how it begins.
+
+    Raises:
+        ProtocolError: it is none of ours, or longer than any.
+    """
+    shape = BY_HEAD.get(data[:HEAD_SIZE])
     if len(data) > MAX_MESSAGE:
         raise ProtocolError("too long")
+    if shape is not None:
+        return shape
     if len(data) < HEADER.size:
         raise ProtocolError("truncated")
-    magic, version, number, request = HEADER.unpack_from(data)
-    if magic != _MAGIC:
+    magic, version, _, _ = HEADER.unpack_from(data)
+    if magic != MAGIC:
         raise ProtocolError("bad magic")
-    if version != VERSION:
-        raise ProtocolError("bad version")
-    code = _CODES.get(number)
-    if code is None:
-        raise ProtocolError("unknown code")
-    values: dict[str, Any] = {}
-    offset = HEADER.size
-    for name, kind in SHAPES[code].fields:
-        values[name], offset = kind.unpack(data, offset)
-    if offset != len(data):
-        raise ProtocolError("trailing bytes")
-    return Message(code, request, values)
+    raise ProtocolError("bad version" if version != VERSION else "unknown code")
 
 
 def fitting(code: Code, start: int, rows: Sequence[tuple[Any, ...]]) -> bytes:
@@ -498,15 +300,13 @@ def error_fields(error: OSError) -> dict[str, Any]:
 
 def error_of(message: Message) -> OSError:
     """Build the exception an ERROR stands for; an unknown kind is the plain `OSError` of its errno."""
-    kind: int = message.kind
+    return refusal_of(message.kind, message.errno, message.message)
+
+
+def refusal_of(kind: int, number: int, words: str) -> OSError:
+    """Build the exception of an ERROR with these fields; see `error_of`."""
     cls = _ERROR_KINDS[kind] if kind < len(_ERROR_KINDS) else None
-    if cls is not None:
-        return cls(message.message)
-    return from_errno(message.errno, message.message)
+    return from_errno(number, words) if cls is None else cls(words)
 
 
-def _table_is_complete(codes: Iterable[Code]) -> bool:
-    return all(code in SHAPES for code in codes)
-
-
-assert _table_is_complete(Code), "I9: every code has exactly one shape"
+assert set(SHAPES) == set(Code), "I9: every code has exactly one shape"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from sharedsock.model import trace
-from sharedsock.registry.connection import Channel, Received
+from sharedsock.registry.connection import Channel
 from sharedsock.registry.handshake import HandshakeRefused, ServerHandshake
 from sharedsock.registry.liveness import Liveness, peer_credentials
 
@@ -146,16 +147,16 @@ class Reception:
         self.strangers[channel] = None
         self._server.register(connection.fileno(), channel)
 
-    def authenticate(self, channel: Channel, received: Received) -> bytes:
+    def authenticate(self, channel: Channel, data: bytes) -> bytes:
         """Check a stranger's answer; return its holder nonce.
 
         Raises:
             HandshakeRefused: it does not have the key, or sent something else.
         """
-        if received.descriptors or received.lost:
+        if channel.came or channel.lost:
             raise HandshakeRefused("surplus descriptors")
         assert channel.handshake is not None, "I9: a stranger has a handshake"
-        return channel.handshake.accept(received.data)
+        return channel.handshake.accept(data)
 
     def overdue(self, now: float) -> list[Channel]:
         """Return the strangers whose time to authenticate is over; do what else is due."""
@@ -169,11 +170,10 @@ class Reception:
             late.append(channel)
         return late
 
-    def next_due(self) -> float | None:
-        """Return when `overdue` is to be asked next, None: no need."""
-        first = next(iter(self.strangers)).auth_deadline if self.strangers else None
-        dues = [due for due in (first, self._listening_again) if due is not None]
-        return min(dues) if dues else None
+    def next_due(self) -> float:
+        """Return when `overdue` is to be asked next, inf: no need."""
+        first = next(iter(self.strangers)).auth_deadline if self.strangers else math.inf
+        return first if self._listening_again is None else min(first, self._listening_again)
 
     def has_visitors(self) -> bool:
         """Say whether a connection waits to be accepted."""

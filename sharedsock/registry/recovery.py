@@ -43,9 +43,9 @@ class Recovery:
         """Say whether nobody is missing."""
         return not self._missing
 
-    def next_due(self) -> float | None:
-        """Return when closers stop waiting, None: they do not wait."""
-        return self._until if self._missing and self._until != math.inf else None
+    def next_due(self) -> float:
+        """Return when closers stop waiting, inf: they do not wait."""
+        return self._until if self._missing else math.inf
 
     def stop_waiting(self, now: float) -> bool:
         """Report, once, that closers have waited long enough."""

@@ -1,51 +1,54 @@
-"""THE REQUESTS: one table code -> handler, each a few lines between a message and the ledger.
+"""THE REQUESTS: one table, how a message begins -> its shape and handler, each a few lines between message and ledger.
 
-A handler decides everything before it changes anything, and answers with a message or raises the `OSError` that becomes
-an ERROR. Who asks is the channel's holder. A descriptor that came along is kept by exactly one handler (ISSUE);
-everything else, and every other outcome, closes it before the reply (S-13).
+A handler gets the house, the channel that asks, and the message's fields: its request id first, the rest in the order
+of the table in messages.py. It decides everything before it changes anything, and returns the bytes of the reply, or
+raises the `OSError` that becomes an ERROR. Who asks is the channel's holder. A descriptor that came along is kept by
+exactly one handler (ISSUE); everything else, and every other outcome, closes it before the reply (S-13).
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from sharedsock.model import trace
 from sharedsock.model.errors import TicketError, from_errno
-from sharedsock.model.identity import DescriptorFacts, DescriptorId, Holder, HolderId, SocketFacts, SocketId
-from sharedsock.registry.connection import Channel, Received
+from sharedsock.model.identity import DescriptorFacts, Holder, HolderId, SocketFacts
+from sharedsock.registry.connection import Channel
 from sharedsock.registry.custody import Custody
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.liveness import Liveness
-from sharedsock.registry.messages import (
-    COMMON_FIELDS,
-    HOLDER_KINDS,
-    SECRET_SIZE,
-    SHAPES,
-    Code,
-    Message,
-    encode,
-    fitting,
-    readdress,
-)
+from sharedsock.registry.messages import COMMON_FIELDS, HOLDER_KINDS, SHAPES, Code, Shape, fitting, readdress
 from sharedsock.registry.page import SLOTS, CommonState, PageWriter
 
-__all__ = ["Asked", "Asker", "Reply", "Services", "answer"]
+__all__ = ["REQUESTS", "Asker", "Granting", "Handling", "Services", "check_descriptors"]
+
+_COMMON: Final = len(COMMON_FIELDS)
+_OK, _FLAG, _NUMBER, _ANNOUNCED, _CLAIMED, _COMMON_IS, _STATISTICS_ARE, _REFUSALS_PAGE = (
+    SHAPES[code].pack
+    for code in (
+        Code.OK,
+        Code.FLAG,
+        Code.NUMBER,
+        Code.ANNOUNCED,
+        Code.CLAIMED,
+        Code.COMMON_IS,
+        Code.STATISTICS_ARE,
+        Code.REFUSALS_PAGE,
+    )
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A reply's bytes, the descriptor that goes along, and the ticket number whose claim a failed sending undoes."""
+class Granting(NamedTuple):
+    """A reply with a descriptor, and the ticket number whose claim a failed sending undoes."""
 
     data: bytes
-    descriptor: int | None = None
-    claim: int | None = None
+    descriptor: int
+    claim: int
 
 
-@dataclass(frozen=True, slots=True)
-class Asker:
+class Asker(NamedTuple):
     """Who waits for the late answer of a begin-close."""
 
     channel: Channel
@@ -62,259 +65,259 @@ class Services(Protocol):
 
     def now(self) -> float: ...
     def wall_s(self) -> float: ...
-    def random(self, size: int) -> bytes: ...
     def reap_dead(self) -> None: ...
     def numbers(self) -> dict[str, int]: ...
     def refusals(self) -> list[tuple[str, int]]: ...
     def request_stop(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One request: who asks, what, and what came along."""
-
-    services: Services
-    channel: Channel
-    holder: HolderId
-    message: Message
-    received: Received
-
-    def ok(self, code: Code = Code.OK, **values: Any) -> Reply:
-        return Reply(encode(code, self.message.request, **values))
+Answer = bytes | Granting | None
+"""None: the answer follows later."""
+Fields = tuple[Any, ...]
 
 
-def answer(asked: Asked) -> Reply | None:
-    """Do what a request asks; None: the answer follows later.
+def check_descriptors(channel: Channel, shape: Shape) -> None:
+    """Compare what came along with what belongs to the request.
 
     Raises:
-        OSError: refused, and nothing is changed.
+        OSError: refused.
     """
-    message, received = asked.message, asked.received
-    handler = _HANDLERS.get(message.code)
-    if handler is None:
-        raise from_errno(errno.EINVAL, "that message is no request")
-    if SHAPES[message.code].descriptor:
-        if received.lost and not received.descriptors:
+    if shape.descriptor:
+        if channel.lost and not channel.came:
             raise from_errno(errno.EMFILE, "the registry is out of descriptors; try again later")
-        if received.lost or len(received.descriptors) != 1:
+        if channel.lost or len(channel.came) != 1:
             raise from_errno(errno.EINVAL, "exactly one descriptor belongs to this request")
-    elif received.lost or received.descriptors:
+    elif channel.lost or channel.came:
         raise from_errno(errno.EINVAL, "no descriptor belongs to this request")
-    return handler(asked)
 
 
-def _socket_facts(message: Message) -> SocketFacts:
-    return SocketFacts(SocketId(message.socket), message.family, message.type, message.protocol)
+def _holder(channel: Channel) -> HolderId:
+    assert channel.holder is not None, "I9: only who has authenticated asks"
+    return channel.holder
 
 
-def _descriptor_facts(message: Message) -> DescriptorFacts:
-    return DescriptorFacts(DescriptorId(message.descriptor), message.opened_at, message.opened_s)
+def _announce(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, socket, family, type_, protocol, descriptor, opened_s, opened_at, chain = fields
+    facts = SocketFacts(socket, family, type_, protocol), DescriptorFacts(descriptor, opened_at, opened_s)
+    return _ANNOUNCED(request, house.ledger.announce(_holder(channel), *facts, chain=chain))
 
 
-def _announce(asked: Asked) -> Reply:
-    message = asked.message
-    slot = asked.services.ledger.announce(
-        asked.holder, _socket_facts(message), _descriptor_facts(message), chain=message.chain
-    )
-    return asked.ok(Code.ANNOUNCED, slot=slot)
+def _recover(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, *common = fields[: _COMMON + 1]
+    socket, family, type_, protocol, descriptor, opened_s, opened_at, chain = fields[_COMMON + 1 :]
+    facts = SocketFacts(socket, family, type_, protocol), DescriptorFacts(descriptor, opened_at, opened_s)
+    state = CommonState(**dict(zip(COMMON_FIELDS, common, strict=True)))
+    return _ANNOUNCED(request, house.ledger.announce(_holder(channel), *facts, state, chain))
 
 
-def _recover(asked: Asked) -> Reply:
-    message = asked.message
-    state = CommonState(**{name: message.values[name] for name in COMMON_FIELDS})
-    facts = _socket_facts(message), _descriptor_facts(message)
-    slot = asked.services.ledger.announce(asked.holder, *facts, state, message.chain)
-    return asked.ok(Code.ANNOUNCED, slot=slot)
+def _recovered(house: Services, channel: Channel, fields: Fields) -> Answer:
+    house.ledger.has_announced(_holder(channel).nonce)
+    return _OK(fields[0])
 
 
-def _recovered(asked: Asked) -> Reply:
-    asked.services.ledger.has_announced(asked.holder.nonce)
-    return asked.ok()
-
-
-def _issue(asked: Asked) -> Reply:
-    services, message = asked.services, asked.message
-    socket, descriptor = SocketId(message.socket), DescriptorId(message.descriptor)
-    services.ledger.check_issue(asked.holder, socket, descriptor)
-    facts = services.custody.admit(asked.received.descriptors[0], socket)
+def _issue(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, secret, socket, descriptor, wanted, expires_s, launching = fields
+    holder = _holder(channel)
+    house.ledger.check_issue(holder, socket, descriptor, secret)
+    facts = house.custody.admit(channel.came[0], socket)
     target = None
-    if message.target is not None:
-        services.liveness.check_same_namespace(asked.channel.pid)
-        target = services.liveness.watch_target(message.target)
-        services.reap_dead()
-    secret = services.random(SECRET_SIZE)
-    number = services.ledger.issue(
-        asked.holder,
+    if wanted is not None:
+        house.liveness.check_same_namespace(channel.pid)
+        target = house.liveness.watch_target(wanted)
+        house.reap_dead()
+    number = house.ledger.issue(
+        holder,
         socket,
         descriptor,
         secret,
         target,
-        message.expires_s,
-        services.now(),
-        services.wall_s(),
-        launching=message.launching,
+        expires_s,
+        house.now(),
+        house.wall_s(),
+        launching=launching,
     )
-    services.ledger.correct(facts)
-    services.custody.keep(number, asked.received.descriptors.pop())
-    return asked.ok(Code.ISSUED, secret=secret)
+    house.ledger.correct(facts)
+    house.custody.keep(number, channel.came.pop())
+    return _OK(request)
 
 
-def _bind(asked: Asked) -> Reply:
-    services, message = asked.services, asked.message
-    services.liveness.check_same_namespace(asked.channel.pid)
+def _bind(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, secret, wanted = fields
+    house.liveness.check_same_namespace(channel.pid)
     try:
-        target = services.liveness.watch_target(message.target)
+        target = house.liveness.watch_target(wanted)
     except TicketError:
         target = None
-    services.reap_dead()
-    return asked.ok(Code.FLAG, value=services.ledger.bind(asked.holder, message.secret, target))
+    house.reap_dead()
+    return _FLAG(request, house.ledger.bind(_holder(channel), secret, target))
 
 
-def _claim(asked: Asked) -> Reply:
-    services, message = asked.services, asked.message
-    granted = services.ledger.claim(asked.holder, message.secret, services.now())
-    trace.hit("take.counted", number=granted.number)
-    facts = granted.socket
-    data = encode(
-        Code.CLAIMED,
-        message.request,
-        number=granted.number,
-        socket=facts.socket,
-        family=facts.family,
-        type=facts.type,
-        protocol=facts.protocol,
-        slot=granted.slot,
-        target_bound=granted.target_bound,
-        chain=granted.chain,
+def _claim(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, secret = fields
+    granted = house.ledger.claim(_holder(channel), secret, house.now())
+    number, facts = granted.number, granted.socket
+    if trace.hook is not None:
+        trace.hit("take.counted", number=number)
+    data = _CLAIMED(
+        request,
+        number,
+        facts.socket,
+        facts.family,
+        facts.type,
+        facts.protocol,
+        granted.slot,
+        granted.target_bound,
+        granted.chain,
     )
-    return Reply(data, services.custody.descriptor_of(granted.number), granted.number)
+    return Granting(data, house.custody.descriptor_of(number), number)
 
 
-def _acknowledge(asked: Asked) -> Reply:
-    asked.services.ledger.acknowledge(asked.holder, asked.message.number, _descriptor_facts(asked.message))
-    return asked.ok()
+def _acknowledge(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, number, descriptor, opened_s, opened_at = fields
+    house.ledger.acknowledge(_holder(channel), number, DescriptorFacts(descriptor, opened_at, opened_s))
+    return _OK(request)
 
 
-def _refuse(asked: Asked) -> Reply:
-    asked.services.ledger.refuse(asked.holder, asked.message.number)
-    return asked.ok()
+def _refuse(house: Services, channel: Channel, fields: Fields) -> Answer:
+    house.ledger.refuse(_holder(channel), fields[1])
+    return _OK(fields[0])
 
 
-def _revoke(asked: Asked) -> Reply:
-    return asked.ok(Code.FLAG, value=asked.services.ledger.revoke(asked.holder, asked.message.secret))
+def _revoke(house: Services, channel: Channel, fields: Fields) -> Answer:
+    return _FLAG(fields[0], house.ledger.revoke(_holder(channel), fields[1]))
 
 
-def _begin_close(asked: Asked) -> Reply | None:
-    services, message = asked.services, asked.message
-    token = Asker(asked.channel, message.request)
-    last = services.ledger.begin_close(asked.holder, DescriptorId(message.descriptor), token, services.now())
-    return None if last is None else asked.ok(Code.FLAG, value=last)
+def _begin_close(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, descriptor = fields
+    last = house.ledger.begin_close(_holder(channel), descriptor, Asker(channel, request), house.now())
+    return None if last is None else _FLAG(request, last)
 
 
-def _end_close(asked: Asked) -> Reply:
-    asked.services.ledger.end_close(asked.holder, DescriptorId(asked.message.descriptor))
-    return asked.ok()
+def _end_close(house: Services, channel: Channel, fields: Fields) -> Answer:
+    house.ledger.end_close(_holder(channel), fields[1])
+    return _OK(fields[0])
 
 
-def _cancel_close(asked: Asked) -> Reply:
-    asked.services.ledger.cancel_close(asked.holder, DescriptorId(asked.message.descriptor))
-    return asked.ok()
+def _cancel_close(house: Services, channel: Channel, fields: Fields) -> Answer:
+    house.ledger.cancel_close(_holder(channel), fields[1])
+    return _OK(fields[0])
 
 
-def _lend(asked: Asked) -> Reply:
-    services, message = asked.services, asked.message
-    services.liveness.check_same_namespace(asked.channel.pid)
-    target = services.liveness.watch_target(message.target)
-    services.reap_dead()
-    descriptor = DescriptorId(message.descriptor)
-    services.ledger.lend(asked.holder, SocketId(message.socket), descriptor, target, services.wall_s())
-    return asked.ok()
+def _lend(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, socket, descriptor, wanted = fields
+    house.liveness.check_same_namespace(channel.pid)
+    target = house.liveness.watch_target(wanted)
+    house.reap_dead()
+    house.ledger.lend(_holder(channel), socket, descriptor, target, house.wall_s())
+    return _OK(request)
 
 
-def _references(asked: Asked) -> Reply:
-    return asked.ok(Code.NUMBER, value=asked.services.ledger.references(SocketId(asked.message.socket)))
+def _references(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, socket = fields
+    return _NUMBER(request, house.ledger.references(socket))
 
 
-def _holders(asked: Asked) -> Reply:
-    return _page_of_holders(asked, asked.services.ledger.holders(SocketId(asked.message.socket)))
+def _holders(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, socket, start = fields
+    return _page_of_holders(request, start, house.ledger.holders(socket))
 
 
-def _former_holders(asked: Asked) -> Reply:
-    return _page_of_holders(asked, asked.services.ledger.former_holders(SocketId(asked.message.socket)))
+def _former_holders(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, socket, start = fields
+    return _page_of_holders(request, start, house.ledger.former_holders(socket))
 
 
-def _page_of_holders(asked: Asked, holders: tuple[Holder, ...]) -> Reply:
+def _page_of_holders(request: int, start: int, holders: tuple[Holder, ...]) -> bytes:
     rows = [
         (holder.pid, holder.name, holder.descriptor, HOLDER_KINDS.index(holder.kind), holder.opened_at, holder.since_s)
         for holder in holders
     ]
-    return Reply(readdress(fitting(Code.HOLDERS_PAGE, asked.message.start, rows), asked.message.request))
+    return readdress(fitting(Code.HOLDERS_PAGE, start, rows), request)
 
 
-def _sockets(asked: Asked) -> Reply:
-    rows = [
-        (facts.socket, facts.family, facts.type, facts.protocol, count)
-        for facts, count in asked.services.ledger.sockets()
-    ]
-    return Reply(readdress(fitting(Code.SOCKETS_PAGE, asked.message.start, rows), asked.message.request))
+def _sockets(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, start = fields
+    rows = [(facts.socket, facts.family, facts.type, facts.protocol, count) for facts, count in house.ledger.sockets()]
+    return readdress(fitting(Code.SOCKETS_PAGE, start, rows), request)
 
 
-def _set_common(asked: Asked) -> Reply:
-    message = asked.message
-    if message.changed >> len(COMMON_FIELDS):
+def _set_common(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, socket, changed, *values = fields
+    if changed >> _COMMON:
         raise from_errno(errno.EINVAL, "an unknown field of the common state")
-    changes = {name: message.values[name] for bit, name in enumerate(COMMON_FIELDS) if message.changed & (1 << bit)}
-    asked.services.ledger.set_common(asked.holder, SocketId(message.socket), changes)
-    return asked.ok()
+    changes = {name: values[bit] for bit, name in enumerate(COMMON_FIELDS) if changed & (1 << bit)}
+    house.ledger.set_common(_holder(channel), socket, changes)
+    return _OK(request)
 
 
-def _common(asked: Asked) -> Reply:
-    if asked.message.slot >= SLOTS:
+def _common(house: Services, channel: Channel, fields: Fields) -> Answer:
+    request, slot = fields
+    if slot >= SLOTS:
         raise from_errno(errno.EINVAL, "no such slot")
-    state = asked.services.page.read(asked.message.slot)
-    return asked.ok(Code.COMMON_IS, **{name: getattr(state, name) for name in COMMON_FIELDS})
+    state = house.page.read(slot)
+    return _COMMON_IS(request, *[getattr(state, name) for name in COMMON_FIELDS])
 
 
-def _statistics(asked: Asked) -> Reply:
-    return asked.ok(Code.STATISTICS_ARE, **asked.services.numbers())
+def _statistics(house: Services, channel: Channel, fields: Fields) -> Answer:
+    numbers = house.numbers()
+    return _STATISTICS_ARE(fields[0], *[numbers[name] for name in SHAPES[Code.STATISTICS_ARE].names])
 
 
-def _refusals(asked: Asked) -> Reply:
-    return asked.ok(Code.REFUSALS_PAGE, items=asked.services.refusals())
+def _refusals(house: Services, channel: Channel, fields: Fields) -> Answer:
+    return _REFUSALS_PAGE(fields[0], house.refusals())
 
 
-def _bye(asked: Asked) -> Reply:
-    asked.channel.closing = True
-    return asked.ok()
+def _bye(house: Services, channel: Channel, fields: Fields) -> Answer:
+    channel.closing = True
+    return _OK(fields[0])
 
 
-def _shutdown(asked: Asked) -> Reply:
-    asked.services.request_stop()
-    return asked.ok()
+def _shutdown(house: Services, channel: Channel, fields: Fields) -> Answer:
+    house.request_stop()
+    return _OK(fields[0])
 
 
-_HANDLERS: Final[dict[Code, Callable[[Asked], Reply | None]]] = {
-    Code.ANNOUNCE: _announce,
-    Code.ISSUE: _issue,
-    Code.BIND: _bind,
-    Code.CLAIM: _claim,
-    Code.ACK: _acknowledge,
-    Code.REFUSE: _refuse,
-    Code.REVOKE: _revoke,
-    Code.BEGIN_CLOSE: _begin_close,
-    Code.END_CLOSE: _end_close,
-    Code.CANCEL_CLOSE: _cancel_close,
-    Code.LEND: _lend,
-    Code.REFERENCES: _references,
-    Code.HOLDERS: _holders,
-    Code.FORMER_HOLDERS: _former_holders,
-    Code.SOCKETS: _sockets,
-    Code.SET_COMMON: _set_common,
-    Code.COMMON: _common,
-    Code.STATISTICS: _statistics,
-    Code.REFUSALS: _refusals,
-    Code.BYE: _bye,
-    Code.SHUTDOWN: _shutdown,
-    Code.RECOVER: _recover,
-    Code.RECOVERED: _recovered,
-}
+Handler = Callable[[Services, Channel, Fields], Answer]
+
+
+class Handling:
+    """One row: how a request is read, and what is done. All but these two are the shape's, nearer at hand."""
+
+    __slots__ = ("code", "descriptor", "handler", "shape", "unpack")
+
+    def __init__(self, shape: Shape, handler: Handler) -> None:
+        self.shape, self.handler = shape, handler
+        self.code, self.descriptor, self.unpack = shape.code, shape.descriptor, shape.unpack
+
+
+def _rows(handlers: dict[Code, Handler]) -> dict[bytes, Handling]:
+    return {SHAPES[code].head: Handling(SHAPES[code], handler) for code, handler in handlers.items()}
+
+
+REQUESTS: Final = _rows(
+    {
+        Code.ANNOUNCE: _announce,
+        Code.ISSUE: _issue,
+        Code.BIND: _bind,
+        Code.CLAIM: _claim,
+        Code.ACK: _acknowledge,
+        Code.REFUSE: _refuse,
+        Code.REVOKE: _revoke,
+        Code.BEGIN_CLOSE: _begin_close,
+        Code.END_CLOSE: _end_close,
+        Code.CANCEL_CLOSE: _cancel_close,
+        Code.LEND: _lend,
+        Code.REFERENCES: _references,
+        Code.HOLDERS: _holders,
+        Code.FORMER_HOLDERS: _former_holders,
+        Code.SOCKETS: _sockets,
+        Code.SET_COMMON: _set_common,
+        Code.COMMON: _common,
+        Code.STATISTICS: _statistics,
+        Code.REFUSALS: _refusals,
+        Code.BYE: _bye,
+        Code.SHUTDOWN: _shutdown,
+        Code.RECOVER: _recover,
+        Code.RECOVERED: _recovered,
+    }
+)

@@ -20,9 +20,9 @@ from typing import Any, Final
 
 from sharedsock.model.errors import RegistryGone
 from sharedsock.registry import runtime
-from sharedsock.registry.exchange import Parcel, receive, wait_ready
 from sharedsock.registry.handshake import HOLDER_NONCE_SIZE, KEY_SIZE, ClientHandshake, HandshakeRefused
 from sharedsock.registry.messages import Code, Message, decode, encode, error_of
+from sharedsock.registry.parcels import Parcel, receive, wait_ready
 from sharedsock.registry.server import Lifetime
 
 __all__ = ["SERIALIZER", "LedgerConnection", "LedgerListener", "directory_of", "key_of", "no_proxies"]

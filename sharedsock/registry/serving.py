@@ -1,50 +1,50 @@
 """THE LOOP around one ledger: connections, deaths, requests and time, in one thread (S-12).
 
-It never blocks for a peer. In each pass deaths come first, so that a request meets the truth, then requests, one of
-each peer's (it mostly has one: looking for a second costs as much as the next pass), then time. What the ledger
-decides beyond a reply (late answers, custody, the page) is carried out before the reply goes. An unexpected exception
-fails the request that met it, not the registry (F-84).
+It never blocks for a peer. In each pass deaths come first, so that a request meets the truth, then requests, then time.
+Of each ready peer the posted requests are done first: nobody waits for their replies, so whoever posted may long have
+told another process, whose request must find them done. Then one request of each peer that waits for its reply (such a
+thread has no second). What the ledger decides beyond a reply (late answers, custody, the page) is carried out before
+the reply goes. An unexpected exception fails the request that met it, not the registry (F-84).
+
+A pass with one plain request in it is the common case, and decides what a call costs: it looks at no clock but one, and
+at nothing that is not due; what may have changed when something is due says so by `_is_restless`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
-import selectors
 import socket
+import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from sharedsock.model import trace
-from sharedsock.model.errors import InternalError
+from sharedsock.model.errors import InternalError, from_errno
 from sharedsock.model.identity import HolderId, ProcessId
-from sharedsock.registry.connection import Channel, Overflow, Received
+from sharedsock.registry.connection import Channel, Overflow
 from sharedsock.registry.custody import Custody, Drain
 from sharedsock.registry.handshake import HandshakeRefused, Welcome
 from sharedsock.registry.holders import HolderPipes
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.liveness import Liveness
-from sharedsock.registry.messages import Code, ProtocolError, decode, encode, error_fields
+from sharedsock.registry.messages import HEAD_SIZE, HEADER, SHAPES, Code, ProtocolError, error_fields, shape_of
 from sharedsock.registry.page import PageWriter
+from sharedsock.registry.programs import Programs
+from sharedsock.registry.readiness import READ, WRITE, make_readiness
 from sharedsock.registry.reception import Caps, Reception, Refusals
 from sharedsock.registry.records import Answer, Limits, ReleaseCustody, ShowCommon
-from sharedsock.registry.requests import Asked, Asker, Reply, answer
+from sharedsock.registry.requests import REQUESTS, Asker, Granting, Handling, check_descriptors
 
 __all__ = ["RegistryServer"]
 
-_SUSPECT_S: Final = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
-
-
-@dataclass(slots=True)
-class _Suspect:
-    """A holder whose channel broke while its process lives: another program by now, or about to die?"""
-
-    due: float
-    tries: int
-    image: tuple[int, int]
+_BATCH: Final = 64  # numbers in one pass, and posted requests of one peer
+_NOBODY: Final = b"\0" * (HEADER.size - HEAD_SIZE)  # the request id of a posted request
+_FLAG: Final = SHAPES[Code.FLAG].pack
+_ERROR: Final = SHAPES[Code.ERROR].pack
 
 
 class RegistryServer:
@@ -82,10 +82,10 @@ class RegistryServer:
         self.liveness.on_forget = self.unregister
         self.refused = Refusals()
         self._may_end = may_end
-        self._selector = selectors.DefaultSelector()
+        self._ready = make_readiness()
+        self._subjects: dict[int, object] = {}  # by number: what is watched
         self._clients: dict[HolderId, Channel] = {}
-        self._images: dict[HolderId, tuple[int, int] | None] = {}
-        self._suspects: dict[HolderId, _Suspect] = {}
+        self._programs = Programs(self.ledger, self.liveness, self._clients)
         self._drains: set[Drain] = set()
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
@@ -94,6 +94,8 @@ class RegistryServer:
         self._polled = self._swept = clock()
         self._idle_since: float | None = self._polled
         self._idle_for = self.caps.first_s
+        self._is_restless = True
+        self._due = math.inf  # when something but the ledger's is due, unless restless
         self.register(self._wake_out.fileno(), None)
         self._reception = Reception(self, listener, key)
         self._pipes = pipes
@@ -125,28 +127,55 @@ class RegistryServer:
 
     def step(self, timeout_s: float | None) -> None:
         """Wait for something to do, at most `timeout_s` (None: until something is due), and do it."""
-        events = self._selector.select(self._wait_s(timeout_s))
-        for key, _ in events:
-            if isinstance(key.data, ProcessId):
-                self.liveness.notice(key.data)
+        if self._is_restless or self.liveness.polled:
+            self._is_restless = False
+            self._due = self._next_due()
+        due = min(self._due, self.ledger.timers.first)
+        if due != math.inf:
+            wait_s = max(0.0, due - self.now())
+            timeout_s = wait_s if timeout_s is None else min(timeout_s, wait_s)
+        events = self._ready.poll(timeout_s, _BATCH)
+        if len(events) == 1 and type(subject := self._subjects.get(events[0][0])) is Channel:
+            data = self._hear(subject, events[0][1])
+            if data is not None:
+                self._do(subject, data)
+        elif events:
+            self._attend(events)
         now = self.now()
-        if now >= self._polled + self.caps.poll_s and self.liveness.needs_polling():
-            self._polled = now
-            self.liveness.notice_all(polled_only=True)
-        self.reap_dead()
-        for key, mask in events:
-            subject = key.data
-            if isinstance(subject, Channel):
-                self._serve(subject, mask)
-            elif isinstance(subject, Drain):
-                self._carry_on(subject, self.now())
-            elif isinstance(subject, Reception):
-                subject.accept()
-            elif subject is None:
-                with contextlib.suppress(BlockingIOError):
-                    while self._wake_out.recv(4096):
-                        pass
-        self._pass_time(self.now())
+        if self._is_restless or now >= due or now >= self._swept + 1.0:
+            self._is_restless = True
+            self._pass_time(now)
+
+    def _attend(self, events: list[tuple[int, int]]) -> None:
+        """Do what the ready numbers ask for."""
+        subjects = [(self._subjects.get(fd), mask) for fd, mask in events]
+        for subject, _ in subjects:
+            if type(subject) is ProcessId:
+                self.liveness.notice(subject)
+                self._is_restless = True
+        if self._is_restless:
+            self.reap_dead()
+        asked = []
+        for subject, mask in subjects:
+            if type(subject) is Channel:
+                data = self._hear(subject, mask)
+                if data is not None:
+                    asked.append((subject, data))
+            elif type(subject) is not ProcessId:
+                self._is_restless = True
+                self._attend_other(subject)
+        for channel, data in asked:
+            self._do(channel, data)
+
+    def _attend_other(self, subject: object) -> None:
+        if isinstance(subject, Drain):
+            self._carry_on(subject, self.now())
+        elif isinstance(subject, Reception):
+            subject.accept()
+        else:
+            with contextlib.suppress(BlockingIOError):
+                while self._wake_out.recv(4096):
+                    pass
 
     def has_visitors(self) -> bool:
         """Say whether a connection waits to be accepted."""
@@ -167,15 +196,13 @@ class RegistryServer:
         self.custody.close()
         self.liveness.on_forget = lambda pidfd: None
         self.liveness.close()
-        self._selector.close()
+        self._ready.close()
         self.page.close()
         for end in (self._wake_in, self._wake_out):
             end.close()
 
-    def _wait_s(self, timeout_s: float | None) -> float | None:
-        now = self.now()
-        dues = [due for due in (self.ledger.next_deadline(), self._reception.next_due()) if due is not None]
-        dues.extend(suspect.due for suspect in self._suspects.values())
+    def _next_due(self) -> float:
+        dues = [self._reception.next_due(), self._programs.next_due(), self.ledger.next_deadline()]
         if self.ledger.missing():
             dues.append(self._looked + self.caps.poll_s)
         dues.extend(drain.until for drain in self._drains)
@@ -183,28 +210,30 @@ class RegistryServer:
             dues.append(self._polled + self.caps.poll_s)
         if self._idle_since is not None:
             dues.append(self._idle_since + self._idle_for)
-        if dues:
-            wait_s = max(0.0, min(dues) - now)
-            timeout_s = wait_s if timeout_s is None else min(timeout_s, wait_s)
-        return timeout_s
+        return min(dues)
 
     def register(self, fd: int, subject: object) -> None:
-        """Select on a number; `step` knows what to do with the subject."""
-        self._selector.register(fd, selectors.EVENT_READ, subject)
+        """Watch a number; `step` knows what to do with the subject."""
+        self._ready.register(fd, READ)
+        self._subjects[fd] = subject
 
     def unregister(self, fd: int) -> None:
-        """Select on a number no more; it is still open. Unknown: no effect."""
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(fd)
+        """Watch a number no more; it is still open. Unknown: no effect."""
+        if fd in self._subjects:
+            del self._subjects[fd]
+            with contextlib.suppress(OSError):
+                self._ready.unregister(fd)
 
     # -- time -------------------------------------------------------------------------------------------------
 
     def _pass_time(self, now: float) -> None:
+        if now >= self._polled + self.caps.poll_s and self.liveness.needs_polling():
+            self._polled = now
+            self.liveness.notice_all(polled_only=True)
+            self.reap_dead()
         for channel in self._reception.overdue(now):
             self._drop(channel, "no authentication in time")
-        for holder, suspect in list(self._suspects.items()):
-            if suspect.due <= now:
-                self._look_at(holder, suspect, now)
+        self._programs.look(now)
         for drain in [drain for drain in self._drains if drain.until <= now]:
             self._carry_on(drain, now)
         if now >= self._looked + self.caps.poll_s:
@@ -235,8 +264,7 @@ class RegistryServer:
             if process not in connected and not self.ledger.needs(process):
                 self.liveness.forget(process)
                 self.ledger.name(process, "")
-        for holder in [h for h in self._images if h not in self._clients and not self.ledger.needs(h.process)]:
-            del self._images[holder]
+        self._programs.sweep()
 
     # -- a dead registry's holders ----------------------------------------------------------------------------
 
@@ -265,25 +293,9 @@ class RegistryServer:
         for process in self.liveness.take_dead():
             for channel in [c for c in (*self._reception.strangers, *self._clients.values()) if c.process == process]:
                 self._drop(channel)
-            for holder in [holder for holder in self._images if holder.process == process]:
-                del self._images[holder]
-                self._look_at_pipe(holder.nonce)
-                self._suspects.pop(holder, None)
+            self._programs.forget(process, lambda holder: self._look_at_pipe(holder.nonce))
             self.ledger.reap(process)
         self._carry_out()
-
-    def _look_at(self, holder: HolderId, suspect: _Suspect, now: float) -> None:
-        """A channel broke and its process lives: exec closed everything it held, which only its image shows (F-91)."""
-        del self._suspects[holder]
-        if holder in self._clients:
-            return
-        stat = self.liveness.describe(holder.process.pid)
-        image = None if stat is None or stat.start_ticks != holder.process.start_ticks else stat.image
-        if image is not None and image != suspect.image:
-            self.ledger.reap_holder(holder)
-            self._carry_out()
-        elif suspect.tries < len(_SUSPECT_S) and image is None:
-            self._suspects[holder] = _Suspect(now + _SUSPECT_S[suspect.tries], suspect.tries + 1, suspect.image)
 
     # -- connections ------------------------------------------------------------------------------------------
 
@@ -291,6 +303,7 @@ class RegistryServer:
         """Close a connection; with a cause, count the refusal."""
         if channel.closed:
             return
+        self._is_restless = True
         if cause is not None:
             self.refuse(cause)
         self.unregister(channel.fileno())
@@ -300,8 +313,7 @@ class RegistryServer:
         if holder is not None and self._clients.get(holder) is channel:
             del self._clients[holder]
             self.ledger.disconnected(holder)
-            if channel.image is not None and self.ledger.needs(holder.process):
-                self._suspects[holder] = _Suspect(self.now(), 0, channel.image)
+            self._programs.suspect(holder, channel.image, self.now())
 
     def refuse(self, cause: str) -> None:
         """Count a refusal."""
@@ -311,52 +323,59 @@ class RegistryServer:
         """Return how many authenticated connections there are."""
         return len(self._clients)
 
-    def _serve(self, channel: Channel, mask: int) -> None:
+    def _hear(self, channel: Channel, mask: int) -> bytes | None:
+        """Take what a ready channel has to say; return a request somebody waits for, once the posted ones are done."""
         try:
-            if mask & selectors.EVENT_WRITE and not channel.closed and not channel.flush():
+            if channel.closed:
+                return None
+            if mask & WRITE and not channel.flush():
                 self._writable(channel, wanted=False)
-            if mask & selectors.EVENT_READ and not channel.closed and not channel.closing:
-                received = channel.receive()
-                if received is None:
+            if mask == WRITE or channel.closing:
+                if channel.closing and not channel.queued:
                     self._drop(channel)
+                return None
+            for _ in range(_BATCH):
+                data = channel.receive()
+                if data is None:
+                    self._drop(channel)
+                elif channel.holder is None or channel.is_foreign or channel.oversized:
+                    self._hear_stranger(channel, data)
+                elif data[HEAD_SIZE : HEADER.size] != _NOBODY:
+                    return data
                 else:
-                    try:
-                        self._take(channel, received)
-                    finally:
-                        received.close()
-            if channel.closing and not channel.queued:
-                self._drop(channel)
+                    self._do(channel, data)
+                    if not channel.closed:
+                        continue
+                return None
         except BlockingIOError:
             pass
         except OSError:
             self._drop(channel)
         except Exception:  # F-84: whatever it is, it met one peer; the others have nothing to do with it
             self._drop(channel, "internal error")
+        return None
 
-    def _take(self, channel: Channel, received: Received) -> None:
-        if received.sender is not None and received.sender != channel.pid:
-            # A child that inherited the connection. No word to it: its request ids are its parent's.
-            self.refuse("sent by another process")
-            if channel.holder is None:
-                self._drop(channel)
-        elif received.oversized:
-            self._drop(channel, "too long")
-        elif channel.holder is None:
-            self._authenticate(channel, received)
-        else:
-            try:
-                message = decode(received.data)
-            except ProtocolError as error:
-                self._drop(channel, error.cause)
-                return
-            self._request(Asked(self, channel, channel.holder, message, received))
-
-    def _authenticate(self, channel: Channel, received: Received) -> None:
+    def _hear_stranger(self, channel: Channel, data: bytes) -> None:
+        """Deal with a record of somebody who has not authenticated, or who cannot be whoever has."""
         try:
-            holder = HolderId(channel.process, self._reception.authenticate(channel, received))
+            if channel.is_foreign:
+                # A child that inherited the connection. No word to it: its request ids are its parent's.
+                self.refuse("sent by another process")
+                if channel.holder is None:
+                    self._drop(channel)
+            elif channel.oversized:
+                self._drop(channel, "too long")
+            else:
+                self._authenticate(channel, data)
+        finally:
+            channel.settle()
+
+    def _authenticate(self, channel: Channel, data: bytes) -> None:
+        try:
+            holder = HolderId(channel.process, self._reception.authenticate(channel, data))
             assert channel.handshake is not None, "I9: a stranger has a handshake"
             page = self.page.fd
-            data = channel.handshake.welcome(Welcome(self.incarnation, os.getpid(), page is not None))
+            welcome = channel.handshake.welcome(Welcome(self.incarnation, os.getpid(), page is not None))
         except HandshakeRefused as error:
             self._drop(channel, error.cause)
             return
@@ -366,65 +385,106 @@ class RegistryServer:
         if len(self._clients) >= self.caps.clients:
             self._drop(channel, "too many clients")
             return
+        self._is_restless = True
         del self._reception.strangers[channel]
         self._idle_since = None  # here, since a client that leaves in the same pass was here all the same
         channel.handshake = None
         channel.holder = holder
         self._clients[holder] = channel
-        stat = self.liveness.describe(channel.pid)
-        if stat is not None:
-            self.ledger.name(channel.process, stat.name)
-            channel.image = self._images[holder] = stat.image
-            for other in [h for h in self._images if h.process == holder.process and h not in self._clients]:
-                if self._images[other] not in (None, stat.image):
-                    self.ledger.reap_holder(other)
+        channel.image = self._programs.note(holder)
         self._carry_out()
         trace.hit("reg.authed", pid=channel.pid)
-        self._send(channel, Reply(data, page))
+        self._send(channel, welcome, page)
 
     # -- requests ---------------------------------------------------------------------------------------------
 
-    def _request(self, asked: Asked) -> None:
-        message = asked.message
-        reply: Reply | None
+    def _do(self, channel: Channel, data: bytes) -> None:
+        """Do what a client asks for, and answer."""
+        if channel.closed:  # it died, or was dropped, after it had asked
+            channel.settle()
+            return
         try:
-            trace.hit("reg.request", code=message.code, pid=asked.channel.pid)
-            reply = answer(asked)
-            trace.hit("reg.commit", code=message.code, pid=asked.channel.pid)
-        except OSError as error:
-            self.refuse(f"{message.code.name}: {type(error).__name__}")
-            reply = Reply(encode(Code.ERROR, message.request, **error_fields(error)))
-        except Exception as error:
-            self.refuse("internal error")
-            trouble = InternalError(f"the registry failed at {message.code.name}: {type(error).__name__}")
-            reply = Reply(encode(Code.ERROR, message.request, **error_fields(trouble)))
-        asked.received.close()
-        self._carry_out()
-        if reply is not None:
-            self._send(asked.channel, reply, message.request)
+            handling = REQUESTS.get(data[:HEAD_SIZE]) or _no_request(data)
+            try:
+                fields = handling.unpack(data)
+            except struct.error:
+                fields = handling.shape.read(data)  # which says what is wrong
+            self._answer(channel, handling, fields)
+        except ProtocolError as error:
+            self._drop(channel, error.cause)
+        except OSError:
+            self._drop(channel)
+        except Exception:  # as in `_hear`
+            self._drop(channel, "internal error")
+        finally:
+            if channel.is_odd:
+                channel.settle()
 
-    def _send(self, channel: Channel, reply: Reply, request: int = 0) -> None:
+    def _answer(self, channel: Channel, handling: Handling, fields: tuple[Any, ...]) -> None:
+        request: int = fields[0]
+        answer: bytes | Granting | None
+        try:
+            if trace.hook is not None:
+                trace.hit("reg.request", code=handling.code, pid=channel.pid)
+            if channel.is_odd or handling.descriptor:
+                check_descriptors(channel, handling.shape)
+            answer = handling.handler(self, channel, fields)
+            if trace.hook is not None:
+                trace.hit("reg.commit", code=handling.code, pid=channel.pid)
+        except OSError as error:
+            answer = self._refusal(request, f"{handling.code.name}: {type(error).__name__}", error)
+        except Exception as error:
+            trouble = InternalError(f"the registry failed at {handling.code.name}: {type(error).__name__}")
+            answer = self._refusal(request, "internal error", trouble)
+        if channel.is_odd:
+            channel.settle()
+        if self.ledger.has_effects():
+            self._carry_out()
+        if not request or answer is None:
+            if channel.closing:
+                self._drop(channel)
+        elif type(answer) is bytes:
+            self._send(channel, answer)
+        else:
+            assert isinstance(answer, Granting), "a reply is bytes, or they and a descriptor"
+            self._send(channel, answer.data, answer.descriptor, answer.claim, request)
+
+    def _refusal(self, request: int, cause: str, error: OSError) -> bytes:
+        self.refuse(cause)
+        return _ERROR(request, *error_fields(error).values())
+
+    def _send(
+        self,
+        channel: Channel,
+        data: bytes,
+        descriptor: int | None = None,
+        claim: int | None = None,
+        request: int = 0,
+    ) -> None:
+        """Send a reply; with a claim, one that undoes the claim if it cannot be sent."""
         if channel.closed:
             return
         try:
-            trace.hit("reg.reply", pid=channel.pid)
-            if channel.send(reply.data, reply.descriptor, most_queued=self.caps.queued_bytes):
+            if trace.hook is not None:
+                trace.hit("reg.reply", pid=channel.pid)
+            if channel.send(data, descriptor, most_queued=self.caps.queued_bytes):
                 self._writable(channel, wanted=True)
-            if reply.claim is not None:
-                trace.hit("take.fd_queued", number=reply.claim)
+            elif channel.closing:
+                self._drop(channel)
+            if claim is not None and trace.hook is not None:
+                trace.hit("take.fd_queued", number=claim)
         except Overflow:
             self._drop(channel, "replies not read")
         except OSError as error:
-            if reply.claim is None or channel.holder is None or error.errno not in (errno.ETOOMANYREFS, errno.EPERM):
+            if claim is None or channel.holder is None or error.errno not in (errno.ETOOMANYREFS, errno.EPERM):
                 self._drop(channel)
                 return
             # Too many descriptors of ours are on their way: the ticket is as before, and the claimer hears why (F-14).
-            self.ledger.refuse(channel.holder, reply.claim)
-            self._send(channel, Reply(encode(Code.ERROR, request, **error_fields(error))))
+            self.ledger.refuse(channel.holder, claim)
+            self._send(channel, _ERROR(request, *error_fields(error).values()))
 
     def _writable(self, channel: Channel, *, wanted: bool) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-        self._selector.modify(channel.fileno(), events, channel)
+        self._ready.modify(channel.fileno(), READ | WRITE if wanted else READ)
 
     def _carry_out(self) -> None:
         """Do what the ledger's decisions cause."""
@@ -432,18 +492,21 @@ class RegistryServer:
             if isinstance(effect, Answer):
                 asker = effect.token
                 assert isinstance(asker, Asker), "requests.py made it"
-                self._send(asker.channel, Reply(encode(Code.FLAG, asker.request, value=effect.last)))
+                if asker.request:
+                    self._send(asker.channel, _FLAG(asker.request, effect.last))
             elif isinstance(effect, ShowCommon):
                 self.page.write(effect.slot, effect.state)
             elif isinstance(effect, ReleaseCustody):
                 now = self.now()
                 drain = self.custody.release(effect.number, last=effect.last, linger_s=effect.linger_s, now=now)
                 if drain is not None:
+                    self._is_restless = True
                     self._drains.add(drain)
                     self.register(drain.fileno(), drain)
 
     def _carry_on(self, drain: Drain, now: float) -> None:
         if drain in self._drains and drain.step(now):
+            self._is_restless = True
             self._drains.discard(drain)
             self.unregister(drain.fileno())
             drain.close()
@@ -466,3 +529,16 @@ class RegistryServer:
     def refusals(self) -> list[tuple[str, int]]:
         """Return the most frequent causes of refusals and their counts."""
         return self.refused.by_cause.most_common(64)
+
+
+def _no_request(data: bytes) -> Handling:
+    """Return what is done with a message that is none of a client's.
+
+    Raises:
+        ProtocolError: it is no message at all.
+    """
+    return Handling(shape_of(data), _refuse)
+
+
+def _refuse(house: Any, channel: Channel, fields: tuple[Any, ...]) -> None:
+    raise from_errno(errno.EINVAL, "that message is no request")

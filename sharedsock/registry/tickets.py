@@ -59,6 +59,11 @@ class TicketBook:
         ticket.digest = self._digest(secret)
         self._by_number[ticket.number] = self._by_digest[ticket.digest] = ticket
 
+    def has_seen(self, secret: bytes) -> bool:
+        """Say whether there is a ticket with this secret, or was, as far as is remembered."""
+        digest = self._digest(secret)
+        return digest in self._by_digest or digest in self._tombstones
+
     def find(self, secret: bytes) -> Reference | None:
         """Return the ticket with this secret."""
         digest = self._digest(secret)

@@ -19,11 +19,16 @@ _WORTH_PRUNING = 1024
 
 
 class Timers:
-    """References by the time they are due."""
+    """References by the time they are due.
+
+    Attributes:
+        first: the earliest time (of what may be void by now), inf: nothing is queued.
+    """
 
     def __init__(self) -> None:
         self._queue: list[tuple[float, int, Reference]] = []
         self._order = itertools.count()
+        self.first = math.inf
         self._prune_at = _WORTH_PRUNING
 
     def set(self, reference: Reference, due: float) -> None:
@@ -36,17 +41,15 @@ class Timers:
             self._queue = [entry for entry in self._queue if entry[2].due == entry[0]]
             heapq.heapify(self._queue)
             self._prune_at = max(_WORTH_PRUNING, 2 * len(self._queue))
+        self.first = self._queue[0][0] if self._queue else math.inf
 
     def take_due(self, now: float) -> Iterator[Reference]:
         """Yield what is due by now, each once; more may be set meanwhile."""
-        while self._queue and self._queue[0][0] <= now:
+        while self.first <= now:
             due, _, reference = heapq.heappop(self._queue)
+            self.first = self._queue[0][0] if self._queue else math.inf
             if reference.due == due:
                 yield reference
-
-    def next_due(self) -> float | None:
-        """Return the earliest time (of what may be void by now), None: nothing is queued."""
-        return self._queue[0][0] if self._queue else None
 
     def __len__(self) -> int:
         return len(self._queue)

@@ -90,8 +90,9 @@ class Turn:
             self._holder.pop(_KEY, None)
         # Race: leave against take. A sleeper enters the dictionary before it tries, we pop before we look: either its
         # try succeeds, or we see it here. All are woken, so a sleeper that gives up passes nothing on.
-        for lock in self._sleepers.copy().values():
-            wake(lock)
+        if self._sleepers:
+            for lock in self._sleepers.copy().values():
+                wake(lock)
 
 
 def holding(turn: Turn, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -182,16 +182,18 @@ class Dialogue:
         expires_s: float | None = None,
         launching: bool = False,
     ) -> bytes:
-        reply = self.ask(
+        secret = os.urandom(32)
+        self.ask(
             Code.ISSUE,
             subject.fileno(),
+            secret=secret,
             socket=facts_of(subject).socket,
             descriptor=descriptor,
             target=target,
             expires_s=expires_s,
             launching=launching,
         )
-        return bytes(reply.secret)
+        return secret
 
     def claim(self, secret: bytes) -> tuple[Message, socket.socket]:
         reply = self.ask(Code.CLAIM, secret=secret)

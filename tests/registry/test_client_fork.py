@@ -210,7 +210,7 @@ def test_a_fork_while_another_thread_leads_leaves_its_reply_to_it(client: Client
     answers: list[bool] = []
     closer = threading.Thread(target=lambda: answers.append(client.begin_close(DescriptorId(2))))
     closer.start()
-    while client._session.channel is None or client._session.channel._leader.holder is None:
+    while client._session.channel is None or not client._session.channel.is_led:
         assert closer.is_alive()
     assert _as_the_hooks_do(lambda: client.statistics().clients) == 2
     client.end_close(ONE)

@@ -90,7 +90,7 @@ def test_an_interrupted_call_wedges_no_thread(client: Client, sock: socket.socke
         exchange = client._session.channel
         assert exchange is not None
         assert not exchange._pending, where
-        assert exchange._leader.holder is None, where
+        assert not exchange.is_led, where
 
     assert sweep(lambda: client.references(found.socket), after) > 100
 

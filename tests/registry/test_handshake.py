@@ -175,4 +175,4 @@ def test_the_key_is_in_no_repr_and_no_error() -> None:
 @pytest.mark.fault("I9")
 def test_what_a_stranger_sends_has_a_fixed_size() -> None:
     """I9: the one message taken before authentication has no variable part."""
-    assert {type(kind).__name__ for _, kind in SHAPES[Code.ANSWER].fields} == {"_Bytes"}
+    assert {type(kind).__name__ for _, kind in SHAPES[Code.ANSWER].fields} == {"Fixed"}

@@ -527,6 +527,6 @@ def test_one_descriptor_number_on_two_sockets(registry: Stepped, ours: socket.so
 @pytest.mark.fault("F-78")
 def test_replies_carry_the_requests_id(registry: Stepped) -> None:
     peer = registry.peer()
-    for request in (0, 5, 5, 0xFFFFFFFF):
+    for request in (1, 5, 5, 0xFFFFFFFF):
         peer.send_raw(encode(Code.STATISTICS, request))
         assert peer.receive().request == request

@@ -53,7 +53,14 @@ VALID: dict[Code, dict[str, Any]] = {
     Code.ANNOUNCE: {**_SOCKET_FACTS, **_DESCRIPTOR_FACTS, "chain": '[["m:Täst", {}]]'},
     Code.RECOVER: {**_SOCKET_FACTS, **_DESCRIPTOR_FACTS, **_COMMON, "chain": ""},
     Code.RECOVERED: {},
-    Code.ISSUE: {"socket": 9, "descriptor": 7, "target": 4242, "expires_s": None, "launching": False},
+    Code.ISSUE: {
+        "secret": _SECRET,
+        "socket": 9,
+        "descriptor": 7,
+        "target": 4242,
+        "expires_s": None,
+        "launching": False,
+    },
     Code.BIND: {"secret": _SECRET, "target": 3},
     Code.CLAIM: {"secret": _SECRET},
     Code.ACK: {"number": 5, **_DESCRIPTOR_FACTS},
@@ -76,7 +83,6 @@ VALID: dict[Code, dict[str, Any]] = {
     Code.OK: {},
     Code.ERROR: {"kind": 2, "errno": 22, "message": "no such ticket"},
     Code.ANNOUNCED: {"slot": 65_535},
-    Code.ISSUED: {"secret": _SECRET},
     Code.FLAG: {"value": True},
     Code.CLAIMED: {"number": 5, **_SOCKET_FACTS, "slot": 8, "target_bound": True, "chain": ""},
     Code.NUMBER: {"value": 1 << 63},
@@ -182,7 +188,7 @@ def test_more_than_the_cap_is_refused_before_it_is_looked_at() -> None:
         encode(Code.BEGIN_CLOSE, 1, descriptor=1)[:-1],
         HEADER.pack(0x5353, 1, Code.FLAG, 1) + b"\x02",
         HEADER.pack(0x5353, 1, Code.COMMON_IS, 1) + b"\0\0\0\0" + b"\0" + struct.pack("!I", 9),
-        HEADER.pack(0x5353, 1, Code.ACK, 1) + struct.pack("!QQHd", 1, 1, 0, math.nan),
+        HEADER.pack(0x5353, 1, Code.ACK, 1) + struct.pack("!QQdH", 1, 1, math.nan, 0),
     ],
 )
 def test_nothing_else_is_a_message(data: bytes) -> None:

@@ -378,7 +378,7 @@ def test_only_the_announced_socket_is_taken_into_custody(registry: Stepped, peer
         for number in (read_end, write_end, file.fileno(), far.fileno()):
             with pytest.raises(OSError, match=r"not a socket|another socket"):
                 wanted = {"socket": facts_of(ours).socket, "descriptor": 1, "target": None, "expires_s": None}
-                peer.ask(Code.ISSUE, number, **wanted, launching=False)
+                peer.ask(Code.ISSUE, number, **wanted, secret=os.urandom(32), launching=False)
     os.close(read_end)
     os.close(write_end)
     assert len(open_numbers()) == before
@@ -390,7 +390,7 @@ def test_a_missing_doubled_or_needless_descriptor_is_refused(registry: Stepped, 
     ours = pair[0]
     peer.announce(ours, 1)
     before = len(open_numbers())
-    facts = {"socket": facts_of(ours).socket, "descriptor": 1}
+    facts = {"secret": os.urandom(32), "socket": facts_of(ours).socket, "descriptor": 1}
     wanted = facts | {"target": None, "expires_s": None, "launching": False}
     for numbers in ((), (ours.fileno(),) * 2, (ours.fileno(),) * 100):
         with pytest.raises(OSError, match="exactly one"):
