@@ -18,6 +18,7 @@ import pytest
 
 import sharedsock as ss
 from sharedsock.descriptors import service
+from sharedsock.descriptors.providing import spelled
 from sharedsock.registry import connect
 from sharedsock.registry.client import T_RPC_S, Client
 from sharedsock.registry.numbers import noted_numbers
@@ -343,3 +344,39 @@ def test_pipe_and_thread_are_made_once_and_go_with_the_channel() -> None:
         assert service.kept_thread() is None
     requests.wait_service_idle()
     assert noted_numbers() == before
+
+
+# -- what lies under the face ---------------------------------------------------------------------------------------
+
+
+def put_chaos_under(has: Belongings) -> None:
+    """In an actor: what it opens from now on has its first send refused, in each process that has it."""
+    ss.use_provider("sharedsock.spi.chaos:Chaos", at={"WSPSend": {1: "refuse"}})
+
+
+def chain_text(has: Belongings) -> str:
+    """In an actor: how the chain under its socket is spelled."""
+    return spelled(has.shared("socket")._descriptor.chain)
+
+
+@pytest.mark.fault("F-76")
+@pytest.mark.rule("DUP-22", "NONIFS-13")
+def test_a_chain_of_providers_is_announced_again(company: Company, door: Any) -> None:
+    """Whoever gets the socket from a holder, after the crash, has under it what those before the crash had."""
+    a, b, _ = company.all
+    a.do("call_with", put_chaos_under)
+    with company.give_round(door) as peer:
+        text = a.do("call_with", chain_text)
+        assert "Chaos" in text
+        company.kill_registry()
+        d, e = company.forked.start("D", "E")
+        b.give_to(d)  # redeemed itself, before: what is announced again is what its ticket brought
+        wait_count(b, 4)
+        d.give_to(e)  # which has never known the registry that died
+        assert [actor.do("call_with", chain_text) for actor in (*company.all, d, e)] == [text] * 5
+        for actor in (d, e):
+            assert actor.thread("sender").do("send", b"refused").outcome() == Raised("OSError", 10055, 105)
+            actor.sendall(b"sent")
+        assert peer.recv(8, socket.MSG_WAITALL) == b"sentsent"
+        for actor in (*company.all, d, e):
+            actor.close()

@@ -70,9 +70,13 @@ def are_done(operations: list[Pending], count: int) -> Callable[[], bool]:
 
 @pytest.mark.rule("CLOSE-1", "CLOSE-2", "CLOSE-20", "CLOSE-28", "CLOSE-31", "REF-2")
 @pytest.mark.fault("F-38")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "under"),
+    [*((method, "alone") for method in METHODS), ("fork", "chained"), ("spawn", "chained")],
+    indirect=["under"],
+)
 def test_any_pending_operations_in_any_threads_of_the_same_process_will_be_aborted(
-    method: str, registry: ss.Registry, bounds: Any
+    method: str, under: str, registry: ss.Registry, bounds: Any
 ) -> None:
     """Three receives and an accept in each of two processes: the closer's end, the other's do not even wake."""
     with Actors(method) as actors, kinds.pair_of("tcp4") as pair, kinds.listener_of("tcp4") as listener:
@@ -106,6 +110,7 @@ def test_any_pending_operations_in_any_threads_of_the_same_process_will_be_abort
 
 
 @pytest.mark.rule("CLOSE-2", "CLOSE-4", "CLOSE-28")
+@pytest.mark.usefixtures("under")
 def test_any_further_reference_to_it_will_fail(company: tuple[Actor, Actor, Actor]) -> None:
     """In the process that closed it, whatever the call; not in another, and not through another descriptor."""
     a, b, _ = company
@@ -135,6 +140,7 @@ def test_any_further_reference_to_it_will_fail(company: tuple[Actor, Actor, Acto
 
 @pytest.mark.rule("REF-1", "REF-2", "REF-5", "DUP-12", "CLOSE-1", "SHUT-16")
 @pytest.mark.fault("F-12", "F-70")
+@pytest.mark.usefixtures("under")
 def test_a_reference_count_is_employed_for_shared_sockets(company: tuple[Actor, Actor, Actor]) -> None:
     """Descriptors and tickets count; the socket is there until none is left, and then it is gone everywhere."""
     a, b, c = company
@@ -161,6 +167,7 @@ def test_a_reference_count_is_employed_for_shared_sockets(company: tuple[Actor, 
 
 @pytest.mark.rule("REF-2", "REF-3", "CLOSE-42", "CLOSE-43", "LINGER-3", "LINGER-12", "LINGER-13")
 @pytest.mark.fault("F-62", "F-66", "F-68")
+@pytest.mark.usefixtures("under")
 def test_only_the_last_reference_discards_queued_data_where_no_graceful_close_is_requested(
     company: tuple[Actor, Actor, Actor],
 ) -> None:
@@ -185,6 +192,7 @@ def test_only_the_last_reference_discards_queued_data_where_no_graceful_close_is
 
 @pytest.mark.rule("REF-3", "CLOSE-42", "CLOSE-43")
 @pytest.mark.fault("F-72")
+@pytest.mark.usefixtures("under")
 def test_only_the_last_reference_discards_the_naming_information(company: tuple[Actor, Actor, Actor]) -> None:
     """A port can be bound, a path is gone, a client is refused: after the last close, and no sooner."""
     a, b, _ = company
@@ -211,6 +219,7 @@ def test_only_the_last_reference_discards_the_naming_information(company: tuple[
 
 @pytest.mark.rule("REF-4", "LINGER-2", "SHUT-16")
 @pytest.mark.fault("F-64")
+@pytest.mark.usefixtures("under")
 def test_with_dontlinger_any_data_queued_for_transmission_will_be_sent(
     company: tuple[Actor, Actor, Actor], bounds: Any
 ) -> None:
@@ -230,6 +239,7 @@ def test_with_dontlinger_any_data_queued_for_transmission_will_be_sent(
 
 @pytest.mark.rule("EXIT-1", "CLOSE-28", "REF-2")
 @pytest.mark.fault("F-58")
+@pytest.mark.usefixtures("under")
 def test_a_process_that_ends_without_a_close_has_closed_for_itself_alone(
     company: tuple[Actor, Actor, Actor], bounds: Any
 ) -> None:

@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import sharedsock as ss
+from sharedsock.descriptors.providing import spelled
 from sharedsock.registry import runtime
 from sharedsock.testing import Aborted, Actor, Actors, Raised, Received
 from sharedsock.testing.commands import Belongings
 from tests.stdlib_helpers import stop_helpers
+from tests.stories.conftest import put_under
 
 METHODS = ("fork", "forkserver", "spawn", "exec")
 BOUND_S = 10.0
@@ -42,9 +44,16 @@ def light_children(registry: ss.Registry) -> Iterator[None]:
     stop_helpers()
 
 
+def _chain_of(has: Belongings) -> str:
+    """In an actor: what lies under its socket."""
+    return spelled(has.shared("socket")._descriptor.chain)
+
+
 @contextlib.contextmanager
-def connection(shared_by: Actor) -> Iterator[socket.socket]:
+def connection(shared_by: Actor, under: str = "") -> Iterator[socket.socket]:
     """Have an actor connect to this process; give the far end, a plain socket that knows nothing of all this."""
+    if under:
+        shared_by.do("call_with", put_under)
     with socket.create_server(("127.0.0.1", 0)) as door:
         shared_by.do("connect", "socket", door.getsockname())
         far, _ = door.accept()
@@ -62,13 +71,15 @@ def is_quiet(far: socket.socket) -> bool:
 
 @pytest.mark.rule("DUP-1", "DUP-2", "DUP-3", "DUP-12", "DUP-14", "DUP-19", "DUP-21", "REF-1", "REF-2")
 @pytest.mark.fault("F-12")
-@pytest.mark.parametrize("method", METHODS)
-def test_the_sequence_of_the_page(registry: ss.Registry, method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "under"), [*((method, "alone") for method in METHODS), ("fork", "chained")], indirect=["under"]
+)
+def test_the_sequence_of_the_page(registry: ss.Registry, method: str, under: str) -> None:
     """Steps 1 to 10 of the table, source and target started by each method."""
     with Actors(method) as actors:
         source, target = actors.start("source", "target")
         # 1: the source creates and connects. 2-4: it learns the target's process id, by any IPC.
-        with connection(source) as far:
+        with connection(source, under) as far:
             target_pid = target.call(os.getpid)
             # 5: the source asks for a special protocol info for that process; its own descriptor is unchanged.
             info = source.do("share", target_pid)
@@ -82,6 +93,7 @@ def test_the_sequence_of_the_page(registry: ss.Registry, method: str) -> None:
             again = target.thread("main").do("take", info, on="again").outcome()
             assert again == Raised("TicketAlreadyClaimed", 10022, 22)
             assert source.do("references") == 2
+            assert [actor.do("call_with", _chain_of) for actor in (source, target)] == [under, under]
             # 9: the target uses it, and so does the source.
             target.sendall(b"9")
             assert far.recv(8) == b"9"
@@ -122,6 +134,7 @@ def test_strangers_share_by_the_ticket_alone(registry: ss.Registry) -> None:
 
 @pytest.mark.rule("DUP-10", "DUP-15", "CLOSE-43", "CLOSE-42", "EXIT-1", "REF-5")
 @pytest.mark.fault("F-17", "F-30")
+@pytest.mark.usefixtures("under")
 def test_a_listener_served_by_a_house_of_workers(registry: ss.Registry) -> None:
     """One ticket for each worker; the source leaves, a worker is killed: clients are served, each of them once."""
     with Actors("fork") as actors, ss.create_server(("127.0.0.1", 0)) as listener:
@@ -175,11 +188,11 @@ def _hand_on(has: Belongings, pid: int) -> bytes:
 
 @pytest.mark.rule("DUP-12", "REF-2", "REF-5")
 @pytest.mark.fault("F-12", "F-70")
-def test_a_socket_travels_through_processes_that_each_close_it(registry: ss.Registry) -> None:
+def test_a_socket_travels_through_processes_that_each_close_it(registry: ss.Registry, under: str) -> None:
     """Between two stations the ticket is the only reference there is; the far end never notices."""
     with Actors("fork") as actors:
         stations = actors.start("first", "second", "third", "fourth")
-        with connection(stations[0]) as far:
+        with connection(stations[0], under) as far:
             for here, there in itertools.pairwise(stations):
                 info = here.do("call_with", _hand_on, there.pid)
                 assert [count for _, count in registry.client.sockets()] == [1]
@@ -187,6 +200,7 @@ def test_a_socket_travels_through_processes_that_each_close_it(registry: ss.Regi
                 there.do("take", info)
                 there.sendall(there.name.encode())
                 assert far.recv(16) == there.name.encode()
+            assert stations[-1].do("call_with", _chain_of) == under
             stations[-1].close()
             assert far.recv(1) == b""
             assert registry.client.sockets() == ()
@@ -194,11 +208,13 @@ def test_a_socket_travels_through_processes_that_each_close_it(registry: ss.Regi
 
 @pytest.mark.rule("DUP-14", "DUP-19", "CLOSE-20", "CLOSE-28")
 @pytest.mark.parametrize("ending", ["close", "kill"])
-def test_what_one_process_does_to_its_descriptor_is_its_own_affair(registry: ss.Registry, ending: str) -> None:
+def test_what_one_process_does_to_its_descriptor_is_its_own_affair(
+    registry: ss.Registry, ending: str, under: str
+) -> None:
     """Three processes blocked in recv on one socket: one closes or dies, the others go on waiting and receive."""
     with Actors("fork") as actors:
         trio = actors.start("one", "two", "three")
-        with connection(trio[0]) as far:
+        with connection(trio[0], under) as far:
             trio[0].give_to(trio[1])
             trio[1].give_to(trio[2])
             reading = [actor.thread("reader").recv(16) for actor in trio]
