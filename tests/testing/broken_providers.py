@@ -130,6 +130,40 @@ class DropsQueuedData(LayeredProvider):
         super().WSPCloseSocket(s)
 
 
+class ChangesTheLinger(LayeredProvider):
+    """Closes with another linger time than the one that was set."""
+
+    instead: LINGER
+
+    def WSPCloseSocket(self, s: int) -> None:
+        if tuple(self.WSPGetSockOpt(s, SOL_SOCKET, SO_LINGER)) > (1, 0):
+            self.WSPSetSockOpt(s, SOL_SOCKET, SO_LINGER, self.instead)
+        super().WSPCloseSocket(s)
+
+
+class LingersForEver(ChangesTheLinger):
+    """Waits until everything is acknowledged, however long that takes: it ignores the expiry."""
+
+    instead = LINGER(1, 600)
+
+
+class ClosesInTheBackground(ChangesTheLinger):
+    """Does not wait at all."""
+
+    instead = LINGER(0, 0)
+
+
+class DeliversAfterTheExpiry(LayeredProvider):
+    """Waits as long as it should, and then leaves the rest to the kernel, as POSIX does: no hard close."""
+
+    def WSPCloseSocket(self, s: int) -> None:
+        is_on, seconds = self.WSPGetSockOpt(s, SOL_SOCKET, SO_LINGER)
+        if is_on and seconds:
+            self.WSPSetSockOpt(s, SOL_SOCKET, SO_DONTLINGER, True)
+            threading.Event().wait(min(seconds, 1))
+        super().WSPCloseSocket(s)
+
+
 class KeepsAReference(LayeredProvider):
     """Closes its handle, and not the socket below."""
 
