@@ -103,7 +103,7 @@ class Connections(BaseSockets):
     @speaks_winsock
     def WSPShutdown(self, s: int, how: int) -> None:
         opened = self.opened(s)
-        if how not in (SD_RECEIVE, SD_SEND, SD_BOTH):
+        if not hasattr(how, "__index__") or how not in (SD_RECEIVE, SD_SEND, SD_BOTH):
             raise WSAError(WSAEINVAL, f"no direction is called {how!r}")
         self._shut_down(opened, how)
         if how != SD_SEND and is_tcp(opened):

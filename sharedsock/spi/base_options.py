@@ -121,7 +121,7 @@ class Options(Requests):
     def WSPGetSockOpt(self, s: int, level: int, optname: int) -> Any:
         opened = self.opened(s)
         descriptor = opened.descriptor
-        if level == SOL_SOCKET and optname in _OWN:
+        if level == SOL_SOCKET and hasattr(optname, "__index__") and optname in _OWN:
             return _OWN[optname](opened)
         option = _known(level, optname)
         value = transfer.require_kernel(descriptor).getsockopt(option.level, option.name)
@@ -236,7 +236,7 @@ class Options(Requests):
 def _known(level: int, optname: int) -> _Option:
     try:
         return _OPTIONS[level, optname]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise WSAError(WSAENOPROTOOPT, f"no option {optname!r} at level {level!r}") from None
 
 

@@ -17,6 +17,7 @@ from sharedsock.model.errors import RegistryGone
 from sharedsock.model.winsock import WSAECONNABORTED, WSAEINTR, WSAENOTSOCK, XP1_GRACEFUL_CLOSE
 from sharedsock.spi import callbacks
 from sharedsock.spi.errors import WSAError
+from sharedsock.spi.handles import NO_HANDLE
 from sharedsock.spi.provider import Provider
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class BaseSockets(Provider):
         """
         try:
             found = self._sockets[s]
-        except (KeyError, TypeError):
+        except NO_HANDLE:
             raise self.refusal(s) from None
         if found.is_damaged:
             raise WSAError(WSAECONNABORTED, "a call was cancelled in the middle of the stream: only a close is left")

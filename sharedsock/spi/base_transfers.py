@@ -274,7 +274,7 @@ class Transfers(Requests):
     def _receive(self, opened: Opened, lpBuffers: Buffers, dwFlags: int) -> tuple[int, int, Any]:
         descriptor = opened.descriptor
         views = checked_buffers(lpBuffers, are_written=True)
-        flags = receive_flags(dwFlags, is_stream=descriptor.type == socket.SOCK_STREAM) if dwFlags else 0
+        flags = receive_flags(dwFlags, is_stream=descriptor.type == socket.SOCK_STREAM)
         limit = len(views[0]) if len(views) == 1 else sum(len(view) for view in views)
         try:
             if dwFlags & MSG_WAITALL:

@@ -69,8 +69,14 @@ def _route(s: int) -> Provider:
         callbacks.refuse_nested()
     try:
         return _routes[s].provider
-    except (KeyError, TypeError):
+    except handles.NO_HANDLE:
         raise handles.refusal(s) from None
+
+
+def _checked_info(lpProtocolInfo: object) -> WSAPROTOCOL_INFO:
+    if not isinstance(lpProtocolInfo, WSAPROTOCOL_INFO):
+        raise WSAError(WSAEFAULT, f"{lpProtocolInfo!r} is no WSAPROTOCOL_INFO")
+    return lpProtocolInfo
 
 
 # -- opening and closing ------------------------------------------------------------------------------------------
@@ -100,20 +106,18 @@ def WSPSocket(
     """
     if callbacks.active:
         callbacks.refuse_nested()
-    if g or dwFlags & ~WSA_FLAG_OVERLAPPED:
+    if g or not hasattr(dwFlags, "__index__") or dwFlags & ~WSA_FLAG_OVERLAPPED:
         raise WSAError(WSAEINVAL, "no socket groups, and no flag but WSA_FLAG_OVERLAPPED")
     if lpProtocolInfo is None:
         if FROM_PROTOCOL_INFO in (af, type, protocol):
             raise WSAError(WSAEINVAL, "FROM_PROTOCOL_INFO without a protocol info")
         info = catalog.find_entry(af, type, protocol)
-    elif isinstance(lpProtocolInfo, WSAPROTOCOL_INFO):
-        known = catalog.entry_for_info(lpProtocolInfo)
+    else:
+        known = catalog.entry_for_info(_checked_info(lpProtocolInfo))
         for given, own in ((af, known.iAddressFamily), (type, known.iSocketType), (protocol, known.iProtocol)):
             if given not in (0, FROM_PROTOCOL_INFO, own):
                 raise WSAError(WSAEINVAL, "the protocol info is of another family, type or protocol")
         info = replace(known, dwProviderReserved=lpProtocolInfo.dwProviderReserved)
-    else:
-        raise WSAError(WSAEFAULT, f"{lpProtocolInfo!r} is no WSAPROTOCOL_INFO")
     provider = require_provider(info)
     return provider.WSPSocket(info.iAddressFamily, info.iSocketType, info.iProtocol, info, g, dwFlags)
 
@@ -237,7 +241,7 @@ def WSPRecv(
         callbacks.refuse_nested()
     try:
         provider = _routes[s].provider
-    except (KeyError, TypeError):
+    except handles.NO_HANDLE:
         raise handles.refusal(s) from None
     if lpOverlapped is None:
         return provider.WSPRecv(s, lpBuffers, dwFlags)
@@ -282,7 +286,7 @@ def WSPSend(
         callbacks.refuse_nested()
     try:
         provider = _routes[s].provider
-    except (KeyError, TypeError):
+    except handles.NO_HANDLE:
         raise handles.refusal(s) from None
     if lpOverlapped is None:
         return provider.WSPSend(s, lpBuffers, dwFlags)
@@ -353,7 +357,10 @@ def WSPSelect(
 
     Source: LPWSPSELECT.
     """
-    members = [s for fds in (readfds, writefds, exceptfds) for s in fds or ()]
+    try:
+        members = [s for fds in (readfds, writefds, exceptfds) if fds is not None for s in fds]
+    except TypeError as error:
+        raise WSAError(WSAEFAULT, f"a set of handles is wanted: {error}") from error
     if callbacks.active:
         callbacks.refuse_nested()
     if not members:
@@ -419,11 +426,11 @@ def WSPIoctl(
 
 def WSPStringToAddress(AddressString: str, AddressFamily: int, lpProtocolInfo: WSAPROTOCOL_INFO | None = None) -> Any:
     """Return the address a numeric text stands for. Source: LPWSPSTRINGTOADDRESS."""
-    info = lpProtocolInfo or catalog.find_entry(AddressFamily, 0, 0)
+    info = catalog.find_entry(AddressFamily, 0, 0) if lpProtocolInfo is None else _checked_info(lpProtocolInfo)
     return require_provider(info).WSPStringToAddress(AddressString, AddressFamily, info)
 
 
 def WSPAddressToString(lpsaAddress: Any, lpProtocolInfo: WSAPROTOCOL_INFO | None = None) -> str:
     """Return an address as numeric text. Source: LPWSPADDRESSTOSTRING."""
-    info = lpProtocolInfo or catalog.WSCEnumProtocols()[0]
+    info = catalog.WSCEnumProtocols()[0] if lpProtocolInfo is None else _checked_info(lpProtocolInfo)
     return require_provider(info).WSPAddressToString(lpsaAddress, info)

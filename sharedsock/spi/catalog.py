@@ -22,6 +22,7 @@ from sharedsock.model.winsock import (
     FROM_PROTOCOL_INFO,
     MAX_PROTOCOL_CHAIN,
     WSAEAFNOSUPPORT,
+    WSAEFAULT,
     WSAEINVAL,
     WSAEINVALIDPROVIDER,
     WSAEPROTONOSUPPORT,
@@ -157,9 +158,13 @@ def WSCWriteProviderOrder(lpwdCatalogEntryId: Iterable[int]) -> None:
     """Put these entries first, in this order; the others follow as they were.
 
     Raises:
-        WSAError: 10022, one is no entry; nothing has changed.
+        WSAError: 10022, one is no entry; 10014, no ids at all. Nothing has changed.
     """
-    first = {entry: _row(entry) for entry in lpwdCatalogEntryId}
+    try:
+        wanted = tuple(lpwdCatalogEntryId)
+    except TypeError as error:
+        raise WSAError(WSAEFAULT, f"{lpwdCatalogEntryId!r} are no ids of entries") from error
+    first = {entry: _row(entry) for entry in wanted}
     others = {entry: row for entry, row in _rows.items() if entry not in first}
     _rows.clear()
     _rows.update(first | others)

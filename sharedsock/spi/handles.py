@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sharedsock.spi.provider import Provider
 
 __all__ = [
+    "NO_HANDLE",
     "Handle",
     "Unreturned",
     "add",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 MOST_HANDLES: Final = 65_536
+
+# What a look-up by a stranger's value may raise; ValueError: hash() of a memoryview.
+NO_HANDLE: Final = (KeyError, TypeError, ValueError)
 
 _UNKNOWN: Final = "no handle of this process: closed, another process's, or never one"
 
@@ -108,7 +112,7 @@ def find(s: object) -> Handle | None:
     """Return the entry of a handle; None for anything that is no handle of this process."""
     try:
         return routes.get(s)  # type: ignore[call-overload,no-any-return]  # a stranger's value may be of any type
-    except TypeError:  # not even hashable
+    except NO_HANDLE:  # not even hashable
         return None
 
 

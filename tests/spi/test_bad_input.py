@@ -134,6 +134,7 @@ def test_bad_arguments_have_the_codes_of_the_pages(entries: Entries) -> None:
             (10045, spi.WSPJoinLeaf, (s, ("127.0.0.1", 9))),
             (10045, spi.WSPAsyncSelect, (s, 1, 2, 3)),
             (10022, spi.WSPSelect, (None, None, None)),
+            (10014, spi.WSPSelect, (s, None, None)),
             (10022, spi.WSPSelect, ([], [], [], 1.0)),
             (10022, spi.WSPSelect, ([s], None, None, -1.0)),
             (10022, spi.WSPSelect, ([s], None, None, "soon")),
@@ -151,6 +152,11 @@ def test_bad_arguments_have_the_codes_of_the_pages(entries: Entries) -> None:
             (10022, spi.WSPStringToAddress, ("127.0.0.1:", AF_INET)),
             (10022, spi.WSPStringToAddress, ("127.0.0.1:70000", AF_INET)),
             (10014, spi.WSPAddressToString, (7,)),
+            (10014, spi.WSPAddressToString, ("path", "no info")),
+            (10014, spi.WSPStringToAddress, ("path", AF_UNIX, "no info")),
+            (10022, spi.WSPSocket, (AF_INET, SOCK_STREAM, 0, None, 0, "1")),
+            (10022, spi.WSPShutdown, (c, 0.0)),
+            (10014, spi.WSCWriteProviderOrder, (None,)),
         ]
         wrong = [
             (expected, call.__name__, arguments, found)
@@ -198,3 +204,27 @@ def test_a_duplicate_of_one_s_own_is_refused_to_nobody(base: Entries) -> None:
     assert code_of(spi.WSPSocket, 0, 0, 0, info) == 10022
     for handle in (s, twin):
         spi.WSPCloseSocket(handle)
+
+
+JUNK: tuple[Any, ...] = (
+    None, "", "x", "\0", b"", b"x", bytearray(2), memoryview(bytearray(2)), [], [None], (), {}, set(), 0.0, 2.5, -1,
+    float("nan"), 2**31, 2**64, 2**70, object(), WSAOVERLAPPED(10**9), lambda *_: 0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS_ON_A_SOCKET if name != "WSPCloseSocket"])
+@pytest.mark.parametrize("chain", ["base", "chain"])
+def test_junk_in_any_place_is_a_code_and_nothing_else(registry: Any, started: None, name: str, chain: str) -> None:
+    """Whatever stands in whichever place: the call succeeds, or WSAError is raised. And the handle goes on working."""
+    with Entries.of(chain) as entries:
+        d = entries.datagrams()
+        spi.WSPIoctl(d, FIONBIO, 1)
+        call, usual = getattr(spi, name), (d, *ARGUMENTS[name])
+        for place in range(len(usual)):
+            for junk in JUNK:
+                arguments = (*usual[:place], junk, *usual[place + 1 :])
+                found = code_of(call, *arguments)
+                assert place or found == 10038, arguments
+        spi.WSPIoctl(d, FIONBIO, 1)
+        assert spi.WSPSendTo(d, [b"x"], 0, spi.WSPGetSockName(d)) == 1 or name == "WSPConnect"
+        spi.WSPCloseSocket(d)
