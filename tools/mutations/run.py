@@ -1,4 +1,4 @@
-"""Take each remedy of the fault catalogue's A.2 out of a copy of the tree, and see a test go red.
+"""Take each remedy of the fault catalogue's A.2, and other guards, out of a copy of the tree, and see a test go red.
 
     python tools/mutations/run.py [--list] [--table FILE] [--root DIR] [--timeout S] [NAME ...]
 
@@ -36,6 +36,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 TABLE: Final = Path(__file__).with_name("table.toml")
 COPIED: Final = ("sharedsock", "tests", "tools", "pyproject.toml", "pytest.ini", "README.md")
 TIMEOUT_S: Final = 120.0
+PLUGIN: Final = "sharedsock.pytest_plugin"  # pyproject.toml sets options of its own
 HANG_S: Final = 15.0  # a mutated test that is silent for so long hangs; unmutated ones need a fraction of it
 _MARK: Final = "MUTATION_OF_SHAREDSOCK"
 _RED_LINE: Final = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
@@ -44,7 +45,7 @@ _TESTS_FAILED: Final = 1
 
 @dataclass(frozen=True)
 class Mutation:
-    """One row: `before` in `file` becomes `after`, which takes remedy number `remedy` away."""
+    """One row: `before` in `file` becomes `after`, which takes remedy number `remedy` away; of 0, another guard."""
 
     name: str
     remedy: int
@@ -107,6 +108,8 @@ def _run_tests(copy: Path, tests: Sequence[str], timeout_s: float, *options: str
     environ |= {_MARK: mark, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "COLUMNS": "500"}
     environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # half of the time of a short run
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=line", "-p", "no:cacheprovider"]
+    if (copy / "sharedsock/pytest_plugin").is_dir():
+        command += ["-p", PLUGIN]
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             [*command, *options, *tests], cwd=copy, env=environ, stdout=output, stderr=output, start_new_session=True
