@@ -197,9 +197,12 @@ class Checking:
 
     # -- the end ------------------------------------------------------------------------------------------------
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, object, object]:
-        """See that what wider fixtures made has gone with them; findings go to the controller, or to the reports."""
+        """See that what wider fixtures made has gone with them; findings go to the controller, or to the reports.
+
+        The innermost wrapper: after the last fixtures have ended, before the terminal's wrapper prints its summary.
+        """
         result = yield
         found = self._left_by_fixtures()
         if self._recording is not None:

@@ -1,26 +1,23 @@
-"""`sharedsock run`: exit codes, forms of output, terminals."""
+"""`sharedsock run`: options, exit codes, forms of output."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
-import pty
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from sharedsock.cli import main
-from sharedsock.cli.pages import Progress, show
 from sharedsock.cli.run import SCHEMA, run_scenario
 from sharedsock.simulator.runner import SCENARIOS, play
-from sharedsock.simulator.scenario import Finding, Options, Promise, Report, Scenario, Standing, Verdict
+from sharedsock.simulator.scenario import Options, Report, Scenario
 from sharedsock.simulator.stage import Stage
-from sharedsock.simulator.timeline import Lane, Mark, Moment, Timeline
 from sharedsock.simulator.transports import CLAUSES, TRANSPORTS
 
 SMALL = ("--processes", "2", "--threads", "1")
@@ -94,10 +91,11 @@ def test_each_option_is_what_is_played_and_shown(
     options: Options,
     shown: str,
     capsys: pytest.CaptureFixture[str],
+    report_of: Callable[..., Report],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The simulator's own tests play every value; see also the JSON of a run with several of them, below."""
-    asked = _answer_with(_report(), monkeypatch)
+    asked = _answer_with(report_of(), monkeypatch)
     assert main(["run", "closing-sockets", *arguments]) == 0
     assert asked == [(options, True)]
     assert shown in " ".join(capsys.readouterr().out.split())
@@ -247,10 +245,15 @@ def test_a_broken_promise_exits_1_and_is_named(
         assert "A holds 1 more sockets" in last
 
 
-def test_json_is_one_object_of_a_stable_shape() -> None:
-    done = run(*SMALL, "--json")
-    assert (done.returncode, done.stderr) == (0, "")
-    report = json.loads(done.stdout)
+def test_json_is_one_object_of_a_stable_shape(
+    small: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = _answer_with(small, monkeypatch)
+    assert main(["run", "closing-sockets", *SMALL, "--json"]) == 0
+    assert asked == [(small.options, False)]
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    report = json.loads(shown.out)
     assert report["schema"] == SCHEMA
     assert list(report) == [
         "schema", "scenario", "options", "environment", "slack", "held", "broken", "promises", "timeline",
@@ -340,137 +343,3 @@ def test_a_reader_that_has_seen_enough_is_no_error_to_shout_about() -> None:
     assert job.returncode == 1
     assert "Traceback" not in shown
     assert "BrokenPipeError" not in shown
-
-
-# Terminals.
-
-
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def _report(standing: Standing = Standing.HELD, reason: str = "") -> Report:
-    promise = Promise(1, "share", "Something is shared", lambda stage: None)
-    finding = Finding("what was looked at, in words that need room", "what was there", "DUP-2", True, 0.0012, 0.05)
-    verdict = Verdict(promise, standing, (finding,), reason, 1.0, 2.0)
-    timeline = Timeline((Lane("A", "recv-1", (Moment(Mark.BLOCKED, 1.5),)),), ((1, "share", 1.0, 2.0),))
-    environment = {"python": "3.11.0", "implementation": "CPython", "system": "Linux 6"}
-    return Report(SCENARIOS["closing-sockets"], Options(), (verdict,), timeline, environment)
-
-
-def _shown(stream: io.StringIO, report: Report | None = None) -> str:
-    show(report or _report(), stream)
-    return stream.getvalue()
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> _Terminal:
-    for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    return _Terminal()
-
-
-def test_a_terminal_gets_colour_and_the_same_words(terminal: _Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    coloured = _shown(terminal)
-    assert "\x1b[" in coloured
-    monkeypatch.setenv("NO_COLOR", "1")
-    bare = _shown(_Terminal())
-    assert "\x1b[3" not in bare, "NO_COLOR takes the colour away"
-    assert _without_escapes(bare) == _without_escapes(coloured) == _shown(io.StringIO())
-
-
-def test_no_terminal_no_rich_and_a_dumb_terminal_get_plain_text(
-    terminal: _Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain = _shown(io.StringIO())
-    assert "\x1b" not in plain
-    monkeypatch.setenv("TERM", "dumb")
-    assert _shown(_Terminal()) == plain
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setitem(sys.modules, "rich.console", None)
-    assert _shown(_Terminal()) == plain
-
-
-def _without_escapes(text: str) -> str:
-    import re
-
-    return "\n".join(line.rstrip() for line in re.sub(r"\x1b\[[0-9;]*m", "", text).split("\n"))
-
-
-@pytest.mark.parametrize("columns", [20, 80, 90, 112, 500])
-def test_a_page_fits_its_terminal_and_stays_aligned(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    lines = _shown(io.StringIO()).splitlines()
-    assert max(map(len, lines)) <= max(80, min(columns, 112))
-    header = next(line for line in lines if line.lstrip().startswith("promise"))
-    status = next(line for line in lines if line.startswith("1  "))
-    assert len(header) == len(status), "the last column is right-aligned"
-
-
-@pytest.mark.parametrize(
-    ("standing", "reason"),
-    [(Standing.BROKEN, "there: not here\nand a trace"), (Standing.NO_MEANING, "nobody to spare")],
-)
-def test_the_reason_is_shown_under_the_promise(standing: Standing, reason: str) -> None:
-    shown = _shown(io.StringIO(), _report(standing, reason))
-    for line in reason.splitlines():
-        assert f"\n   {line}\n" in shown
-
-
-def test_what_is_lacking_is_a_line_under_its_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    clause = next(clause for clause in CLAUSES if clause.lacking)
-    report = _report()
-    verdict = dataclasses.replace(report.verdicts[0], lacking=((clause, "there is none"),))
-    report = dataclasses.replace(report, verdicts=(verdict,))
-    shown = _shown(io.StringIO(), report)
-    (line,) = [line for line in shown.splitlines() if line.startswith(f"   {clause.text} - there is none ")]
-    assert line.endswith("n/a")
-    assert len(line) == len(next(one for one in shown.splitlines() if one.startswith("1  ")))
-    assert shown.rstrip().endswith("closing-sockets: 1 promises held; 1 part n/a on tcp")
-
-
-@pytest.mark.parametrize(("slack", "is_said"), [(1.0, False), (4.0, True)])
-def test_longer_bounds_are_said_to_be_so(slack: float, is_said: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "112")
-    report = dataclasses.replace(_report(), slack=slack)
-    assert ("; loaded machine, bounds x4 " in _shown(io.StringIO(), report).replace("\n", " ")) is is_said
-
-
-def test_progress_rewrites_its_line_on_a_terminal_and_takes_it_away(terminal: _Terminal) -> None:
-    verdict = _report().verdicts[0]
-    progress = Progress(terminal)
-    progress.tell(verdict.promise, None)
-    progress.tell(verdict.promise, verdict)
-    progress.end()
-    assert terminal.getvalue() == "\r\x1b[K1  Something is shared ...\r\x1b[K"
-    lines = io.StringIO()
-    progress = Progress(lines)
-    progress.tell(verdict.promise, None)
-    progress.tell(verdict.promise, verdict)
-    progress.end()
-    assert lines.getvalue().split() == ["1", "share", "ok", "1000", "ms"]
-
-
-def test_the_main_job_on_a_real_terminal() -> None:
-    master, slave = pty.openpty()
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")}
-    with subprocess.Popen(
-        [*COMMAND, "run", "closing-sockets", *SMALL], stdin=slave, stdout=slave, stderr=slave,
-        env={**environment, "TERM": "xterm-256color"},
-    ) as job:  # fmt: skip
-        os.close(slave)
-        shown = bytearray()
-        try:
-            while chunk := os.read(master, 1 << 16):
-                shown += chunk
-        except OSError:
-            pass  # EIO: the far end of a pty has closed
-        finally:
-            os.close(master)
-    assert job.returncode == 0
-    assert b"\r\x1b[K1  Real processes share" in shown
-    assert b"\x1b[1m" in shown
-    assert b"5 promises held, 1 n/a" in shown

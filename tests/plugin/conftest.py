@@ -117,6 +117,12 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("compiled")
 
 
+@pytest.fixture(scope="session")
+def make_sessions() -> type[Sessions]:
+    """Starts sessions in a directory, for whoever shares one between tests."""
+    return Sessions
+
+
 @pytest.fixture
 def sessions(tmp_path: Path, compiled: Path) -> Iterator[Sessions]:
     """Starts pytest sessions in a directory of their own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,9 +76,9 @@ def test_two_hundred_leaks_are_told_with_their_owners(session: Callable[..., Any
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "workers"])
-def test_a_hundred_clean_tests_raise_no_alarm(session: Callable[..., Any], workers: tuple[str, ...]) -> None:
-    done = session(leaking.clean_tests(10), ALL, "-q", *workers)
-    assert (done.code, done.counts()["passed"], done.findings) == (0, 100, []), done.out
+def test_clean_tests_raise_no_alarm(session: Callable[..., Any], workers: tuple[str, ...]) -> None:
+    done = session(leaking.clean_tests(4), ALL, "-q", *workers)
+    assert (done.code, done.counts()["passed"], done.findings) == (0, 40, []), done.out
 
 
 @pytest.mark.campaign
@@ -88,31 +88,80 @@ def test_two_thousand_clean_tests_raise_no_alarm(session: Callable[..., Any], wo
     assert (done.code, done.counts()["passed"], done.findings) == (0, 2000, []), done.out
 
 
-def test_a_socket_another_process_has_as_well_is_told_with_every_holder(session: Callable[..., Any]) -> None:
-    done = session(
-        """
-        import subprocess, sys, socket, sharedsock as ss
+MIXED = """
+    import os, socket, subprocess, sys
+    import pytest, sharedsock as ss
 
-        def test_plain(tcp_listener):
-            global made, child
-            made = socket.socket()
-            lasting = "import ctypes, signal; ctypes.CDLL(None).prctl(1, 9); signal.pause()"
-            child = subprocess.Popen([sys.executable, "-S", "-c", lasting], pass_fds=[made.fileno()])
+    def test_plain(tcp_listener):
+        global made, child
+        made = socket.socket()
+        lasting = "import ctypes, signal; ctypes.CDLL(None).prctl(1, 9); signal.pause()"
+        child = subprocess.Popen([sys.executable, "-S", "-c", lasting], pass_fds=[made.fileno()])
 
-        def test_shared(actors):
-            global ours
-            ours, peer = ss.socketpair()
-            with peer:
-                a, b = actors.share(ours)
-                a.close(), b.kill()
-                while ours.references() > 1:
-                    pass
-                c, = actors.start("late")
-                ours.share(None, expires_s=1.5)
-        """,
-        "--sharedsock-leaks-timeout=0.2",
-    )
-    assert done.code == 1, done.out
+    def test_shared(actors):
+        global ours
+        ours, peer = ss.socketpair()
+        with peer:
+            a, b = actors.share(ours)
+            a.close(), b.kill()
+            while ours.references() > 1:
+                pass
+            c, = actors.start("late")
+            ours.share(None, expires_s=1.5)
+
+    @pytest.fixture(scope="session")
+    def careful():
+        ends = os.pipe()
+        yield
+        for end in ends: os.close(end)
+
+    @pytest.fixture(scope="module")
+    def careless():
+        return os.open(".", os.O_RDONLY)
+
+    def test_first(careful, careless): pass
+    def test_second(careful, careless): pass
+
+    def test_fails():
+        left = socket.socket()
+        assert not left
+
+    def helper():
+        return socket.socket()
+
+    def test_warned():
+        made = helper()
+        del made
+
+    def test_leaves_a_file():
+        os.open(os.devnull, os.O_RDONLY)
+"""
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory, compiled: Path, make_sessions: Callable[..., Any]) -> Iterator[Any]:
+    """One session, as on GitHub, whose findings several tests read; with the directory it ran in."""
+    sessions = make_sessions(tmp_path_factory.mktemp("mixed"), compiled)
+    try:
+        sessions.write(MIXED)
+        done = sessions.run(
+            ALL,
+            "--sharedsock-leaks-timeout=0.2",
+            "-Walways::ResourceWarning",
+            "--junitxml=junit.xml",
+            "-n1",
+            GITHUB_ACTIONS="true",
+            GITHUB_STEP_SUMMARY=str(sessions.directory / "summary.md"),
+            GITHUB_WORKSPACE=str(sessions.directory),
+        )
+        assert done.code == pytest.ExitCode.TESTS_FAILED, done.out
+        yield done, sessions.directory
+    finally:
+        sessions.end()
+
+
+def test_a_socket_another_process_has_as_well_is_told_with_every_holder(mixed: Any) -> None:
+    done, _ = mixed
     (plain,) = [one for one in done.findings if one["after"].endswith("test_plain") and one["kind"] == "sockets"]
     (child,) = [one for one in done.findings if one["kind"] == "processes"]
     assert f"process {plain['holders'][-1]['pid']}:" in child["what"]
@@ -123,37 +172,49 @@ def test_a_socket_another_process_has_as_well_is_told_with_every_holder(session:
     assert (ticket["how"], ticket["ended"]) == ("ticket", "")
     assert [one["ended"] for one in gone] == ["closed", "died"]
     for ended in ("it has closed", "ended with the process"):
-        assert re.search(rf"then held by process \d+ \(\w+\), descriptor \d+, from .*, which {ended}", done.out)
+        assert re.search(rf"then held by process \d+ \(\S+\), descriptor \d+, from .*, which {ended}", done.out)
     assert "last held by nobody yet, ticket, from " in done.out
     assert f"last held by process {plain['holders'][-1]['pid']}" in done.out
 
 
-def test_what_a_wider_fixture_leaves_is_the_fixtures(session: Callable[..., Any]) -> None:
-    done = session(
-        """
-        import os, pytest
+def test_what_a_wider_fixture_leaves_is_the_fixtures(mixed: Any) -> None:
+    done, _ = mixed
+    assert not [one for one in done.findings if one["after"].endswith(("test_first", "test_second"))]
+    (found,) = [one for one in done.findings if one["after"] == ""]
+    assert (found["kind"], found["test"]) == ("descriptors", "fixture careless (module)")
+    assert found["place"].endswith(" in careless")
 
-        @pytest.fixture(scope="session")
-        def careful():
-            ends = os.pipe()
-            yield
-            for end in ends: os.close(end)
 
-        @pytest.fixture(scope="module")
-        def careless():
-            return os.open(".", os.O_RDONLY)
+def test_a_failed_tests_leftovers_are_told_and_judge_nothing(mixed: Any) -> None:
+    done, _ = mixed
+    assert (done.counts()["failed"], done.counts()["leaked"]) == (1, 3), done.out
+    assert [one["verdict"] for one in done.findings if one["after"].endswith("test_fails")] == ["the test failed"]
 
-        def test_first(careful, careless): pass
-        def test_second(careful, careless): pass
-        """,
-        ALL,
-        "--sharedsock-leaks-timeout=0.1",
-    )
-    assert done.code == pytest.ExitCode.TESTS_FAILED, done.out
-    assert done.counts() == {"passed": 2} | done.counts()
-    assert [(one["kind"], one["test"], one["after"]) for one in done.findings] == [
-        ("descriptors", "fixture careless (module)", "")
-    ]
+
+def test_a_socket_collected_without_close_is_told_with_the_place_it_was_opened(mixed: Any) -> None:
+    done, directory = mixed
+    line = (directory / "test_inner.py").read_text().splitlines().index("def helper():") + 2
+    told = re.search(r"ResourceWarning: unclosed <socket.*opened at \S*_inner.py:(\d+) in helper by (\S+)", done.out)
+    assert told is not None, done.out
+    assert told.groups() == (str(line), "test_inner.py::test_warned")
+
+
+def test_junit_has_the_findings_as_properties_of_the_test(mixed: Any) -> None:
+    text = (mixed[1] / "junit.xml").read_text()
+    assert re.search(r'<property name="sharedsock_leak" value="descriptors: number \d+, ', text)
+    assert "test_inner.py::test_leaves_a_file leaves behind" in text
+
+
+def test_github_gets_annotations_and_a_summary(mixed: Any) -> None:
+    done, directory = mixed
+    assert re.search(
+        r"^::error file=test_inner.py,line=7,title=sharedsock%3A sockets left behind::sockets: TCP.*%0A.*again: python",
+        done.out,
+        re.M,
+    ), done.out
+    rows = (directory / "summary.md").read_text().splitlines()
+    assert rows[1] == f"### sharedsock: {len(done.findings)} left behind"
+    assert any(row.startswith("| test_inner.py::test_plain | sockets | TCP") for row in rows)
 
 
 def test_known_leaks_are_no_failure_until_they_are_fixed(session: Callable[..., Any], sessions: Any) -> None:
@@ -210,74 +271,26 @@ def test_a_baseline_knows_leaks_until_they_are_fixed(session: Callable[..., Any]
     )
 
 
-def test_a_failed_tests_leftovers_are_told_and_judge_nothing(session: Callable[..., Any]) -> None:
-    done = session("import socket\ndef test_it():\n    made = socket.socket()\n    assert not made", ALL,
-                   "--sharedsock-leaks-timeout=0.1")  # fmt: skip
-    counts = done.counts()
-    assert (done.code, counts["failed"], "leaked" in counts) == (1, 1, False), done.out
-    assert [one["verdict"] for one in done.findings] == ["the test failed"]
+WIDE = """
+    import os, pytest
+
+    @pytest.fixture(scope="module")
+    def wide():
+        return os.open(".", os.O_RDONLY)
+
+    def test_it(wide): os.pipe()
+"""
 
 
-@pytest.mark.parametrize(("action", "code"), [("warn", 0), ("report", 0)])
-def test_other_actions_than_failing(session: Callable[..., Any], action: str, code: int) -> None:
-    done = session("import os\ndef test_it(): os.pipe()", ALL, f"--sharedsock-leaks-action={action}",
-                   "--sharedsock-leaks-timeout=0.1")  # fmt: skip
-    assert done.code == code, done.out
-    assert ("LeakWarning: test_inner.py::test_it leaves behind" in done.out) == (action == "warn")
-    assert [one["verdict"] for one in done.findings] == [action] * 2
-    assert "sharedsock: 2 left behind" in done.out
-
-
-def test_a_socket_collected_without_close_is_told_with_the_place_it_was_opened(session: Callable[..., Any]) -> None:
-    done = session(
-        """
-        import socket, pytest
-
-        def helper():
-            return socket.socket()  # line 5
-
-        def test_warned():
-            made = helper()
-            del made
-        """,
-        ALL,
-        "-Walways::ResourceWarning",
-    )
+@pytest.mark.parametrize("action", ["warn", "report"])
+def test_other_actions_than_failing(session: Callable[..., Any], action: str) -> None:
+    """What is found when the session ends, without workers, is told as well."""
+    done = session(WIDE, ALL, f"--sharedsock-leaks-action={action}", "--sharedsock-leaks-timeout=0.1")
     assert done.code == 0, done.out
-    assert re.search(
-        r"ResourceWarning: unclosed <socket.*opened at \S*test_inner.py:5 in helper by test_inner.py::test_warned",
-        done.out,
-    ), done.out
-
-
-def test_junit_has_the_findings_as_properties_of_the_test(session: Callable[..., Any], sessions: Any) -> None:
-    done = session("import os\ndef test_it(): os.open('.', os.O_RDONLY)", ALL, "--sharedsock-leaks-timeout=0.1",
-                   "--junitxml=junit.xml", "-n1")  # fmt: skip
-    assert done.code == 1, done.out
-    text = (sessions.directory / "junit.xml").read_text()
-    assert re.search(r'<property name="sharedsock_leak" value="descriptors: number \d+, ', text)
-    assert "test_inner.py::test_it leaves behind" in text
-
-
-def test_github_gets_annotations_and_a_summary(session: Callable[..., Any], sessions: Any) -> None:
-    summary = sessions.directory / "summary.md"
-    done = session(
-        "import socket\ndef test_it():\n    global made\n    made = socket.socket()",
-        ALL,
-        "--sharedsock-leaks-timeout=0.1",
-        GITHUB_ACTIONS="true",
-        GITHUB_STEP_SUMMARY=str(summary),
-        GITHUB_WORKSPACE=str(sessions.directory),
-    )
-    assert done.code == 1, done.out
-    assert re.search(
-        r"^::error file=test_inner.py,line=4,title=sharedsock%3A sockets left behind::sockets: TCP.*%0A.*again: python",
-        done.out,
-        re.M,
-    ), done.out
-    rows = summary.read_text().splitlines()
-    assert rows[1] == "### sharedsock: 1 left behind"
-    assert rows[-1].startswith("| test_inner.py::test_it | sockets | TCP")
+    assert ("LeakWarning: test_inner.py::test_it leaves behind" in done.out) == (action == "warn")
+    assert [one["verdict"] for one in done.findings] == [action] * 3
+    told = done.out.partition("sharedsock: 3 left behind")[2]
+    assert "made by fixture wide (module), in process" in told
 
 
 def test_the_terminal_shows_the_worst_first_and_not_more_than_twenty(session: Callable[..., Any]) -> None:
