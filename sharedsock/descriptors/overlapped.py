@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import threading
 from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -189,11 +188,16 @@ class Operation(Future[T]):
             except Exception as failure:
                 error = failure.with_traceback(None)
         self._let_go()
-        with suppress(InvalidStateError):  # its owner has set an outcome himself
+        try:
             if error is None:
                 self.set_result(value)
             else:
                 self.set_exception(error)
+        except InvalidStateError:  # its owner has set an outcome himself
+            pass
+        except MemoryError:
+            self._value, self._error = value, error  # for the next try
+            raise
 
     def facts(self) -> PendingOperation:
         """Say who waits for what, since when."""

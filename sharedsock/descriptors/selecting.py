@@ -154,15 +154,22 @@ def _poll(
 def _sort(
     found: list[list[tuple[Any, int, KernelSocket | None]]], events: dict[int, int]
 ) -> tuple[list[Any], list[Any], list[Any]]:
-    readable = [item for item, number, _ in found[0] if events.get(number, 0) & _READ]
-    writable = [item for item, number, _ in found[1] if events.get(number, 0) & _WRITE]
-    elsewhere = {number for items in found[:2] for _, number, _ in items}
-    # A hang-up that nobody else asked about: poll reports it unasked, and would report it for ever.
-    exceptional = [
-        item
-        for item, number, _ in found[2]
-        if events.get(number, 0) & (_EXCEPTIONAL if number in elsewhere else _EXCEPTIONAL | _select.POLLHUP)
-    ]
+    # Loops, not comprehensions: CPython 3.11 leaks what a frame with cells was given if there is no room for a cell.
+    elsewhere = set()
+    readable, writable, exceptional = [], [], []
+    for item, number, _ in found[0]:
+        elsewhere.add(number)
+        if events.get(number, 0) & _READ:
+            readable.append(item)
+    for item, number, _ in found[1]:
+        elsewhere.add(number)
+        if events.get(number, 0) & _WRITE:
+            writable.append(item)
+    for item, number, _ in found[2]:
+        # A hang-up that nobody else asked about: poll reports it unasked, and would report it for ever.
+        asked = _EXCEPTIONAL if number in elsewhere else _EXCEPTIONAL | _select.POLLHUP
+        if events.get(number, 0) & asked:
+            exceptional.append(item)
     return readable, writable, exceptional
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import select
 import sys
 import threading
 from _queue import Empty, SimpleQueue
@@ -57,6 +58,8 @@ NAME: Final = "sharedsock-service"
 # A thread that has nothing to do waits this long for the next request before it ends.
 _IDLE_S: Final = 0.05
 _HALT_BOUND_S: Final = 1.0
+_START_BOUND_S: Final = 10.0
+_NO_THREAD: Final = "can't start new thread"  # as CPython says it
 _RETRY_S: Final = 0.02
 
 
@@ -83,6 +86,7 @@ class Service:
         self.is_resting = False
         self.is_calling = False
         self.is_halting = False
+        self._due: list[Station] = []
         self._is_idle = False
         self._launching = threading.Lock()
         self._told: SimpleQueue[None] = SimpleQueue()
@@ -91,24 +95,27 @@ class Service:
         """Start the thread.
 
         Raises:
-            RuntimeError: the system has none to give.
+            RuntimeError, MemoryError: the system has none to give.
         """
         self.is_halting = False
         self._told = SimpleQueue()
         # Thread.start() is Python code that an interrupt may tear: a helper thread, which none can reach, starts ours.
-        outcome: SimpleQueue[RuntimeError | None] = SimpleQueue()
+        outcome: SimpleQueue[Exception | None] = SimpleQueue()
         start_new_thread(self._launch, (outcome,))
-        error = outcome.get()
+        try:
+            error = outcome.get(timeout=_START_BOUND_S)
+        except Empty:  # for want of memory it died before its first line: nobody will tell us
+            error = None if self.thread is not None and self.thread.ident is not None else RuntimeError(_NO_THREAD)
         if error is not None:
             raise error
 
-    def _launch(self, outcome: SimpleQueue[RuntimeError | None]) -> None:
+    def _launch(self, outcome: SimpleQueue[Exception | None]) -> None:
         with self._launching:  # the last start may have been interrupted, and be under way
             if self.thread is None:
                 self.thread = threading.Thread(target=self._run, name=NAME, daemon=True)
                 try:
                     self.thread.start()
-                except RuntimeError as error:
+                except (RuntimeError, MemoryError) as error:
                     self.thread = None
                     outcome.put(error)
                     return
@@ -148,10 +155,17 @@ class Service:
                 thread.join(_HALT_BOUND_S)
 
     def _run(self) -> None:
-        while not self._is_over():
-            stations = self._due()
-            while stations:  # by no name in this frame, which waits next: it would keep the last one's number
-                self._look_after(stations.pop(0))
+        while True:
+            try:
+                if self._is_over():
+                    return
+                self._gather()
+            except MemoryError:  # whoever was due is so still: said again by the set, or in a list
+                _report()
+                select.poll().poll(_RETRY_S * 1000)
+                continue
+            while self._due:  # by no name in this frame, which waits next: it would keep the last one's number
+                self._look_after(self._due.pop(0))
                 if numbers.current_era() != self.era:  # a callback has forked: this is the child, which owns nothing
                     return
 
@@ -178,8 +192,8 @@ class Service:
                 _report()
         self.is_calling = False
 
-    def _due(self) -> list[Station]:
-        """Wait for something to do; return the stations concerned."""
+    def _gather(self) -> None:
+        """Wait for something to do; the stations concerned are due. Cut short, it has lost none of them."""
         began_s = monotonic()
         is_wanted = bool(self.armed or self.pipes)
         timeout_s = None if is_wanted else 0.0 if self.is_resting else _IDLE_S
@@ -187,22 +201,22 @@ class Service:
             timeout_s = max(min(station.retry_at_s or began_s for station in self.paused.values()) - began_s, 0.0)
         if self.called:
             timeout_s = 0.0
-        due: dict[int, Station] = {}
+        due = self._due
         for number, _ in self.polls.wait(timeout_s):
             if number in self.armed:
-                due[number] = self.armed[number]
+                due.append(self.armed[number])
             else:
                 self._answer(number)
         now_s = monotonic()
         for number, station in tuple(self.paused.items()):
             if station.retry_at_s is None or station.retry_at_s <= now_s:
+                if station not in due:
+                    due.append(station)
                 del self.paused[number]
-                due[number] = station
-        stations = list(due.values())
         while self.called:
-            stations.append(self.called.popleft())
-        self._is_idle = not stations and not is_wanted and (self.is_resting or now_s - began_s >= _IDLE_S)
-        return stations
+            due.append(self.called[0])
+            self.called.popleft()
+        self._is_idle = not due and not is_wanted and (self.is_resting or now_s - began_s >= _IDLE_S)
 
     def _is_over(self) -> bool:
         global _current

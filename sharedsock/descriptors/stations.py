@@ -120,9 +120,11 @@ class Station:
                 self._is_serving = True
                 try:
                     self._is_called = False
-                    has_progress = [self._serve_queue(queue, 16 if is_event else None) for queue in self.queues]
+                    has_progress = False
+                    for queue in self.queues:
+                        has_progress = self._serve_queue(queue, 16 if is_event else None) or has_progress
                     if is_event:
-                        self._note_losses(any(has_progress))
+                        self._note_losses(has_progress)
                     self._arm(service)
                 except BaseException:
                     if not is_event:
@@ -275,7 +277,12 @@ class Station:
                 taken.extend(starmap(self.ended.popleft, ((),)))
             except IndexError:  # its poster was faster
                 return
-            taken.pop().settle()
+            try:
+                taken[0].settle()
+            except MemoryError:  # it would be nobody's then
+                self.ended.extendleft(taken)
+                raise
+            taken.clear()
 
     def settle_own(self, request: Request) -> None:
         """Settle the request just posted, if it has ended; what others posted is left to the service thread."""

@@ -139,13 +139,18 @@ def release(number: int, era: int, close: Callable[[], object] | None = None) ->
     with gate_or_none:
         if not disown(number, era):
             return False
-        with suppress(OSError):  # EBADF: closed behind our back; there is nothing left to give back
+        try:  # no object is made between the list and the close: a destructor that has no memory comes again (F-97)
             if close is None:
                 system.close(number)
             else:
                 close()
+        except OSError:  # EBADF: closed behind our back; there is nothing left to give back
+            pass
         if _wants_reserve and _reserve < 0:
-            open_reserve()
+            try:
+                open_reserve()
+            except MemoryError:  # the next number that is closed becomes the reserve
+                pass
         return True
 
 

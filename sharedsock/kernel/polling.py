@@ -205,7 +205,9 @@ class Presence:
         self._tables = [kernel.waiters for kernel in self._kernels]
         self._waiter = [kind, monotonic(), get_ident()]
         leaving = map(dict.pop, self._tables, repeat(id(self._waiter)), repeat(None))
-        self.leave: Callable[[], object] = partial(deque, leaving, 0)
+        # Nothing is made when it runs: a row is taken out where an allocation fails as well (F-97).
+        nowhere: deque[object] = deque(maxlen=0)
+        self.leave: Callable[[], object] = partial(nowhere.extend, leaving)
 
     def enter(self) -> None:
         """Put the row in."""

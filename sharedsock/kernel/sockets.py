@@ -150,9 +150,9 @@ class KernelSocket(_socket.socket):
         if number < 0:  # interrupted before it was entered: the C object alone knows it
             self.close()
             return
-        self.number = -1
         self.detach()
         numbers.release(number, self.era)
+        self.number = -1
 
     @silent_once_emptied
     def __del__(self) -> None:
@@ -269,6 +269,12 @@ def abort(kernel: KernelSocket, closed_by: str) -> None:
     waiting.unregister(kernel)
 
 
+def _own_waiters(kernel: KernelSocket) -> int:
+    """Count this thread's own; by a function, as CPython 3.11 leaks what a frame with a cell gets if that one fails."""
+    me = get_ident()
+    return sum(waiter[THREAD] == me for waiter in tuple(kernel.waiters.values()))
+
+
 def wait_drained(kernel: KernelSocket) -> None:
     """Wait until every registered waiter but this thread's own has left; an aborted waiter leaves at once.
 
@@ -280,8 +286,7 @@ def wait_drained(kernel: KernelSocket) -> None:
     talk = talk if talk is not None and talk.has_another_inside() else None
     if not kernel.waiters and talk is None:
         return
-    me = get_ident()
-    own_count = sum(waiter[THREAD] == me for waiter in tuple(kernel.waiters.values()))
+    own_count = _own_waiters(kernel)
     # Race: we announce ourselves before we look at the waiters; a waiter leaves before it looks at us.
     # Each closer has a queue of his own: a shared event, cleared by one, would let the other sleep (F-48).
     told: SimpleQueue[None] = SimpleQueue()

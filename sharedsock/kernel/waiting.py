@@ -62,6 +62,7 @@ class WaitSet:
             return
         if not numbers.release(self.number, self._era, self._epoll.close):
             _keep_for_ever.append(self._epoll)
+        self.number = -1
 
 
 # select.epoll closes its number when it is collected. In a forked child that number is closed already, and may be

@@ -65,5 +65,10 @@ class Waker:
 
     @silent_once_emptied
     def __del__(self) -> None:
-        for number in getattr(self, "_numbers", ()):  # interrupted before there was any
-            numbers.release(number, self._era)
+        opened: list[int] = getattr(self, "_numbers", [])  # interrupted before there was any
+        place = len(opened)
+        while place:
+            place -= 1
+            if opened[place] >= 0:
+                numbers.release(opened[place], self._era)
+                opened[place] = -1

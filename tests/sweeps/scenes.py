@@ -32,7 +32,7 @@ from sharedsock.descriptors import overlapped, service, table
 from sharedsock.kernel import numbers
 from tests.descriptors.sharers import Running, wait_until
 
-__all__ = ["SCENES", "TAGGED", "Outcome", "Scene", "Stage", "play", "scene"]
+__all__ = ["SCENES", "TAGGED", "Outcome", "Scene", "Stage", "belongings", "play", "scene"]
 
 PATIENCE_S: Final = 10.0
 TAGGED: Final = bytes(range(256))
@@ -60,10 +60,14 @@ class Outcome:
 
 def _forget_frames(error: BaseException | None) -> None:
     """Drop the tracebacks of an error and of what led to it: their frames hold what the call had in hand."""
-    if error is not None and error.__traceback__ is not None:
-        error.__traceback__ = None
-        _forget_frames(error.__cause__)
-        _forget_frames(error.__context__)
+    met = set()
+    left = [error]
+    while left:
+        error = left.pop()
+        if error is not None and id(error) not in met:
+            met.add(id(error))
+            error.__traceback__ = None
+            left += error.__cause__, error.__context__
 
 
 def untroubled(call: Callable[[], T]) -> T:
@@ -177,7 +181,8 @@ def open_files() -> Counter[str]:
     return files
 
 
-def _belongings(stage: Stage) -> dict[str, Any]:
+def belongings(stage: Stage) -> dict[str, Any]:
+    """Return what this process has, and what the registry counts for it, once no thread of ours is busy."""
     table.flush_abandoned()
     stage.registry.client.rest()  # what it keeps as long as its channel
     if any(thread.name == service.NAME for thread in threading.enumerate()):
@@ -196,7 +201,7 @@ def play(stage: Stage, name: str, trouble: Callable[[Callable[[], Any]], Outcome
     Raises:
         AssertionError: something was lost, or is left over.
     """
-    before = _belongings(stage)
+    before = belongings(stage)
     acts = SCENES[name](stage)
     try:
         outcome = trouble(next(acts))
@@ -210,11 +215,11 @@ def play(stage: Stage, name: str, trouble: Callable[[Callable[[], Any]], Outcome
     finally:
         acts.close()
         stage.end()
-    after = _belongings(stage)
+    after = belongings(stage)
     if after != before:
         del acts
         gc.collect()  # an error met on the way and its traceback are a cycle
-        after = _belongings(stage)
+        after = belongings(stage)
         left = {what: (before[what], after[what]) for what in before if before[what] != after[what]}
         assert not left, f"left over, before and after: {left}"
     return outcome
