@@ -46,10 +46,10 @@ def plain_error(descriptor: Descriptor, call: str, error: WSAError) -> OSError:
     if closed_by is not None:
         if error.winerror == WSAEINTR:
             text = f"{call} ended: this process closed the descriptor in {closed_by}; nothing was taken"
-            return OperationAborted(text, operation=call, closed_by=closed_by)
+            return OperationAborted(text, operation=call, closed_by=str(closed_by))
         if error.winerror == WSAENOTSOCK:
             text = f"descriptor {descriptor.id} was closed by {closed_by} while the call began"
-            return NotASocket(text, descriptor=descriptor.id, closed_by=closed_by)
+            return NotASocket(text, descriptor=descriptor.id, closed_by=str(closed_by))
     return from_errno(error.errno or errno.EIO, error.strerror or str(error), winerror=error.winerror)
 
 
@@ -257,7 +257,7 @@ class ChainedSocket(SharedSocket):
                 text = f"sendall ended: this process closed the descriptor; {sent} bytes were queued"
                 closed_by = self._descriptor.kernel.aborted
                 raise OperationAborted(
-                    text, operation="sendall", bytes_transferred=sent, closed_by=closed_by
+                    text, operation="sendall", bytes_transferred=sent, closed_by=str(closed_by)
                 ) from error
             if sent >= len(view):
                 return

@@ -21,22 +21,24 @@ from __future__ import annotations
 
 import _socket
 import errno
+import itertools
 import os
 import socket
 import struct
 import threading
 from contextlib import suppress
 from itertools import starmap
-from typing import TYPE_CHECKING
+from sys import getrefcount
+from typing import TYPE_CHECKING, Final
 
 from sharedsock.descriptors import lingering, naming, options, service, table
-from sharedsock.descriptors.descriptor import calling_place
+from sharedsock.descriptors.descriptor import Closer, calling_place
 from sharedsock.kernel import numbers, sockets
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone, from_errno
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sharedsock.descriptors.descriptor import Descriptor
     from sharedsock.kernel.sockets import KernelSocket
@@ -79,6 +81,8 @@ def close(
         if may_refuse:
             closing.ask_first()
         closing.abort()
+        if not is_hard and closing.close_alone():
+            return True
         closing.drain()
         closing.bury()
         closing.ask()
@@ -103,10 +107,11 @@ def collect(descriptor: Descriptor) -> None:
 
     The kernel's rule ends the socket if nobody else has it; the reference goes with the next registry call.
     """
-    if not descriptor.close_once.acquire(blocking=False):
+    descriptor.claims.append(0)
+    if descriptor.claims != [0]:
         return
     client = descriptor.client
-    kernel = descriptor.swap_for_closed("the garbage collector")
+    kernel = descriptor.swap_for_closed(Closer(descriptor, "the garbage collector"))
     if kernel.number >= 0:  # in a cycle the collector may have finalised the kernel socket first, and freed its number
         sockets.abort(kernel, "the garbage collector")
         service.abort(kernel)
@@ -131,8 +136,7 @@ def forget(descriptor: Descriptor) -> int:
         if not closing.begin():
             return -1
         if descriptor.client is not None:
-            descriptor.close_once.release()
-            closing.won.clear()
+            descriptor.claims.clear()
             raise not_alone(descriptor)
         kernel = closing.abort()
         closing.drain()
@@ -158,33 +162,41 @@ def not_alone(descriptor: Descriptor) -> OSError:
     )
 
 
+_tokens: Final = itertools.count(1)
+
+
 class _Closing:
     """One close on its way; each method is a step. What a step has taken is here before the next instruction runs."""
 
-    __slots__ = ("_descriptor", "_era", "_is_late", "_kept", "_kernel", "_owes", "_view", "client", "is_last", "won")
+    # What most closes need no other value of; no slots, so that they need not store it.
+    kernel: KernelSocket | None = None
+    client: Client | None = None
+    is_last: bool | None = None
+    _kept: Sequence[int] = ()
+    _view: Sequence[_socket.socket] = ()
+    _is_late = False
+    _owes = True  # a reference, where there is a registry that counts it
 
     def __init__(self, descriptor: Descriptor) -> None:
         self._descriptor = descriptor
         self._era = numbers.current_era()
-        self._kernel: KernelSocket | None = None
-        self._kept: list[int] = []
-        self._view: list[_socket.socket] = []
-        self._is_late = False
-        self._owes = True  # a reference, where there is a registry that counts it
-        self.won: list[bool] = []
-        self.client: Client | None = None
-        self.is_last: bool | None = None
+        self._token = next(_tokens)
 
     def begin(self) -> bool:
         """Step 1: of any number of closers, in threads, handlers and destructors, exactly one goes on."""
         descriptor = self._descriptor
-        self.won.extend(map(descriptor.close_once.acquire, (False,)))  # one C call: no interrupt between
-        if not self.won[0] or descriptor.is_closed:  # a forked child's descriptor, or one being collected
+        descriptor.claims.append(self._token)  # one C call: whoever comes second finds it there
+        if descriptor.claims[:1] != [self._token]:
             return False
-        self._kernel = descriptor.kernel
+        if descriptor.kernel.aborted is not None:  # a forked child's descriptor, or one being collected
+            return False
+        self.kernel = descriptor.kernel
         if trace.hook is not None:
             trace.hit("close.begin", descriptor=descriptor.id)
         return True
+
+    def _has_won(self) -> bool:
+        return self._descriptor.claims[:1] == [self._token]
 
     def ask_first(self) -> None:
         """Step 2: where the close may be refused, begin-close before anything is touched; its answer binds.
@@ -203,8 +215,7 @@ class _Closing:
         if self.client is not None:
             with suppress(RegistryGone):  # it has nothing left to count
                 self.client.cancel_close(descriptor.id)
-        descriptor.close_once.release()
-        self.won.clear()
+        descriptor.claims.clear()
         raise from_errno(
             errno.EAGAIN,
             f"close of descriptor {descriptor.id} would have to wait for unsent data (SO_LINGER on a nonblocking "
@@ -213,38 +224,66 @@ class _Closing:
 
     def abort(self) -> KernelSocket:
         """Step 3: make later use fail, and end what waits."""
-        kernel = self._kernel
+        kernel, descriptor = self.kernel, self._descriptor
         assert kernel is not None, "begin() has said yes"
-        closed_by = f"{threading.current_thread().name} ({calling_place()})"
-        if self._descriptor.client is not None and self.is_last is None:
-            table.begin_leaving(self._descriptor)
-        self._descriptor.swap_for_closed(closed_by)
+        closer = Closer(descriptor, threading.current_thread().name, calling_place(3))
+        if descriptor.client is not None and self.is_last is None:
+            table.begin_leaving(descriptor)
+        descriptor.swap_for_closed(closer)
         if trace.hook is not None:
-            trace.hit("close.marked", descriptor=self._descriptor.id)
-        sockets.abort(kernel, closed_by)
+            trace.hit("close.marked", descriptor=descriptor.id)
+        sockets.abort(kernel, closer)
         service.abort(kernel)
         return kernel
 
+    def close_alone(self) -> bool:
+        """Steps 4 to 9 at once, where they come to a plain close(): report whether that was so.
+
+        A socket that was never shared, on which no call of this process is inside, has nobody to wait for, and no
+        number to keep for anybody; with nothing to linger for, nothing but the file is left of it.
+        """
+        descriptor = self._descriptor
+        # Race: a call between its look-up and its system call holds the kernel socket, and takes us the long way. None
+        # can come after we have looked: step 3 has left the kernel socket in no hands but ours. What such a call has
+        # changed is looked at afterwards. Test: tests/races/test_plain_close_meets_calls.py
+        if (
+            trace.hook is not None
+            or getrefcount(self.kernel) != sockets.ALONE
+            or descriptor.client is not None
+            or descriptor.local.linger_s is not None
+        ):
+            return False
+        kernel = self.kernel
+        assert kernel is not None, "begin() has said yes"
+        if not lingering.has_nothing(kernel.number):
+            return False
+        table.leave(descriptor)
+        sockets.close_alone(kernel)
+        return True
+
     def drain(self) -> None:
         """Step 4: wait until every waiter has left; a call that is not a waiter meets the dead file."""
-        assert self._kernel is not None, "begin() has said yes"
-        sockets.wait_drained(self._kernel)
+        assert self.kernel is not None, "begin() has said yes"
+        sockets.wait_drained(self.kernel)
         table.leave(self._descriptor)  # not before: whatever stands between the wake and this wait is felt by waiters
         if trace.hook is not None:
             trace.hit("close.drained", descriptor=self._descriptor.id)
 
     def bury(self) -> None:
         """Step 5: the real file moves to a number of our own, the dead file over the old one."""
-        kernel = self._kernel
+        kernel = self.kernel
         assert kernel is not None, "begin() has said yes"
-        sockets.keep_and_bury(kernel, True, self._kept)
-        if self._kept:
+        kept: list[int] = []
+        view: list[_socket.socket] = []
+        self._kept, self._view = kept, view
+        sockets.keep_and_bury(kernel, True, kept)
+        if kept:
             # The C object closes its number once, however often it is told to: drop() may be cut short and done again.
-            self._view.extend(starmap(_socket.socket, ((kernel.family, kernel.type, kernel.proto, self._kept[0]),)))
+            view.extend(starmap(_socket.socket, ((kernel.family, kernel.type, kernel.proto, kept[0]),)))
             if socket.getdefaulttimeout() is not None:
                 # Else its calls would wait so long. Not without need: a program without sharedsock that has cleared
                 # O_NONBLOCK for itself would find it set again, by a close of ours (I4).
-                self._view[0].settimeout(0.0)
+                view[0].settimeout(0.0)
         if trace.hook is not None:
             trace.hit("close.fd_closed", descriptor=self._descriptor.id)
 
@@ -296,7 +335,7 @@ class _Closing:
         for kept in self._kept:
             if not self._view:
                 numbers.release(kept, self._era)
-        self._kept.clear()
+        self._kept = ()
 
     def end(self) -> None:
         """Step 9: the registry counts one less; a dead registry has nothing to count."""
@@ -321,19 +360,19 @@ class _Closing:
 
     def is_lost(self) -> bool:
         """Whether there was nothing to bury: somebody had closed the number already (F-55)."""
-        return self._kernel is not None and self._kernel.number < 0
+        return self.kernel is not None and self.kernel.number < 0
 
     def cut_short(self) -> None:
         """An exception from outside ends the close: nothing waits or lingers any more, and nothing stays."""
-        descriptor, kernel = self._descriptor, self._kernel
-        if not any(self.won):
+        descriptor, kernel = self._descriptor, self.kernel
+        if not self._has_won():
             return
         if kernel is None:
             if not descriptor.is_closed:
-                descriptor.close_once.release()
+                descriptor.claims.clear()
             return
         if descriptor.kernel is kernel:
-            descriptor.swap_for_closed("an interrupted close")
+            descriptor.swap_for_closed(Closer(descriptor, "an interrupted close"))
         table.leave(descriptor)
         table.end_leaving(descriptor)
         sockets.abort(kernel, "an interrupted close")

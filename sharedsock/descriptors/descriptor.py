@@ -11,10 +11,10 @@ import itertools
 import os
 import socket
 import sys
-import threading
-import weakref
+from _thread import RLock
 from time import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, cast
+from weakref import ref
 
 from sharedsock.kernel import numbers, sockets, system
 from sharedsock.kernel.conversation import SILENT
@@ -23,7 +23,8 @@ from sharedsock.model.identity import DescriptorFacts, DescriptorId, SocketFacts
 from sharedsock.registry.page import CommonState
 
 if TYPE_CHECKING:
-    from types import FrameType
+    from collections.abc import Callable
+    from types import CodeType, FrameType
 
     from sharedsock.descriptors.providing import Chain
     from sharedsock.kernel.conversation import Conversation
@@ -31,34 +32,70 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import ClosedKernel, KernelSocket
     from sharedsock.registry.client import Client
 
-__all__ = ["Descriptor", "Face", "calling_place", "draw_id"]
+__all__ = ["Closer", "Descriptor", "Face", "Place", "calling_place", "draw_id", "in_words"]
 
 # Frames of these are not where a user opened or closed something: this package, and the stdlib's own socket module.
 _OURS: Final = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, str(socket.__file__))
-_next_id: Final = itertools.count(1)
+
+draw_id: Final = cast("Callable[[], DescriptorId]", itertools.count(1).__next__)
+"""Draw a number that no descriptor of this process has, had or will have."""
+
+Place: TypeAlias = "tuple[CodeType, int] | None"
+"""A place in somebody's code, and the instruction there: noted often, put into words when somebody asks."""
 
 
-def draw_id() -> DescriptorId:
-    """Draw a number that no descriptor of this process has, had or will have."""
-    return DescriptorId(next(_next_id))
+def in_words(place: Place) -> str:
+    """Return "file:line in function"."""
+    if place is None:
+        return ":0 in "
+    code, instruction = place
+    lines = (line for first, end, line in code.co_lines() if first <= instruction < end and line is not None)
+    return f"{code.co_filename}:{next(lines, code.co_firstlineno)} in {code.co_name}"
 
 
-def _calling_frame() -> tuple[str, int, str]:
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+class Closer:
+    """Who has closed a descriptor, "thread (place)"; calling it builds the error that every later use gets.
+
+    Args:
+        descriptor: the one that is closed.
+        who: a thread's name, or what has closed it instead.
+        place: where, if that is known.
+    """
+
+    __slots__ = ("_identity", "_opened", "_place", "_who")
+
+    def __init__(self, descriptor: Descriptor, who: str, place: Place = None) -> None:
+        self._identity = descriptor.id
+        self._opened = descriptor._place
+        self._who = who
+        self._place = place
+
+    def __str__(self) -> str:
+        return self._who if self._place is None else f"{self._who} ({in_words(self._place)})"
+
+    def __call__(self) -> OSError:
+        opened_at = in_words(self._opened)
+        return NotASocket(
+            f"descriptor {self._identity} of process {os.getpid()}, opened at {opened_at}, was closed by {self}; "
+            "open or redeem another one",
+            descriptor=self._identity,
+            closed_by=str(self),
+        )
+
+
+def calling_place(depth: int = 1) -> Place:
+    """Return the place of the innermost caller outside this package.
+
+    Args:
+        depth: so many of the innermost frames are known to be in it.
+    """
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith(_OURS):
+            return code, frame.f_lasti
         frame = frame.f_back
-    if frame is None:
-        return ("", 0, "")
-    return (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-
-
-def calling_place() -> str:
-    """Return "file:line in function" of the innermost caller outside this package."""
-    return _in_words(_calling_frame())
-
-
-def _in_words(place: tuple[str, int, str]) -> str:
-    return "{}:{} in {}".format(*place)
+    return None
 
 
 class Face(Protocol):
@@ -81,7 +118,7 @@ class Descriptor:
         slot: the socket's place in that registry's common page.
         local: the common state of a socket that was never shared.
         chain: the providers under its Python face, None for none (`providing`).
-        local_only: False once a ticket or a second descriptor has been made.
+        claims: who has begun to close it; the first one does.
     """
 
     __slots__ = (
@@ -90,8 +127,8 @@ class Descriptor:
         "_place",
         "calm",
         "chain",
+        "claims",
         "client",
-        "close_once",
         "family",
         "id",
         "kernel",
@@ -120,15 +157,15 @@ class Descriptor:
         self.chain: Chain | None = None
         self.socket_id: SocketId | None = None
         self.local = _PRISTINE
-        self.close_once = threading.Lock()
-        self.share_lock = threading.RLock()
-        self._face: weakref.ref[Face] | None = None
+        self.claims: list[int] = []
+        self.share_lock = RLock()
+        self._face: ref[Face] | None = None
         self.opened_s = time()
-        self._place = _calling_frame()
+        self._place = calling_place(2)
 
     def attach(self, face: Face) -> None:
         """Let a face keep the kernel socket at hand, one look-up nearer; it gets the `ClosedKernel` at once as well."""
-        self._face = weakref.ref(face)
+        self._face = ref(face)
         face._calm = self.calm
         face._kernel = self.kernel
         face._talk = SILENT
@@ -136,7 +173,7 @@ class Descriptor:
     @property
     def opened_at(self) -> str:
         """The place of user code that opened it, "file:line in function"."""
-        return _in_words(self._place)
+        return in_words(self._place)
 
     @property
     def is_closed(self) -> bool:
@@ -153,21 +190,10 @@ class Descriptor:
             self.socket_id = SocketId(system.socket_cookie(self.kernel.number))
         return SocketFacts(self.socket_id, self.family, self.type, self.protocol)
 
-    def swap_for_closed(self, closed_by: str) -> KernelSocket:
+    def swap_for_closed(self, closer: Closer) -> KernelSocket:
         """Make every later use fail with `NotASocket`; return the kernel socket that was there."""
         kernel = self.kernel
-        identity, place = self.id, self._place  # put into words when somebody asks: a close has threads to wake
-
-        def refuse() -> OSError:
-            opened_at = _in_words(place)
-            return NotASocket(
-                f"descriptor {identity} of process {os.getpid()}, opened at {opened_at}, was closed by {closed_by}; "
-                "open or redeem another one",
-                descriptor=identity,
-                closed_by=closed_by,
-            )
-
-        self._install(sockets.ClosedKernel(refuse, closed_by))
+        self._install(sockets.ClosedKernel(closer, closer))
         return kernel
 
     def swap_for_forked(self) -> None:
@@ -184,8 +210,8 @@ class Descriptor:
         if self.kernel.aborted is None:
             self._install(sockets.ClosedKernel(refuse, f"fork of process {parent}"))
         self.client = None
-        self.close_once = threading.Lock()
-        self.share_lock = threading.RLock()
+        self.claims.clear()
+        self.share_lock = RLock()
 
     def _install(self, closed: ClosedKernel) -> None:
         # A ClosedKernel answers every attribute a KernelSocket has by raising: the type checker need not know two.

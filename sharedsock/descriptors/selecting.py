@@ -27,8 +27,9 @@ from sharedsock.descriptors import table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import numbers, operations, polling, system
 from sharedsock.kernel.teardown import silent_once_emptied
+from sharedsock.kernel.waiting import waker_of
 from sharedsock.model import trace
-from sharedsock.model.errors import ForkedDescriptor, NotASocket, SharedSocketError, wsa_number
+from sharedsock.model.errors import ForkedDescriptor, NotASocket, SharedSocketError, from_errno, wsa_number
 
 if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
@@ -132,8 +133,12 @@ def _poll(
     poll = system.make_poll()
     for number, mask in masks.items():
         poll.register(number, mask)
-    for kernel in ours.values():
-        poll.register(kernel.waker.number, _select.POLLIN)
+    if timeout_s != 0:
+        for kernel in ours.values():
+            waker = waker_of(kernel)
+            if waker is None:
+                raise from_errno(errno.EMFILE, "select: no number is left for what lets a close end it")
+            poll.register(waker.number, _select.POLLIN)
     if trace.hook is not None:
         trace.hit("op.waiting", number=first, kind="select")
     # What an interrupted receive has taken is there to be read, whatever the kernel says.

@@ -25,10 +25,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sharedsock.descriptors import closing, options, table, transfer
-from sharedsock.descriptors.descriptor import Descriptor
+from sharedsock.descriptors.descriptor import Closer, Descriptor
 from sharedsock.descriptors.providing import chain_of, spelled
 from sharedsock.kernel import numbers, sockets, system
-from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, RegistryGone, TicketInvalid, with_winerror
 from sharedsock.registry import connect
@@ -200,11 +199,10 @@ def redeem(info: bytes, into: Callable[[Descriptor], T]) -> T:
     claims: list[Claim] = []
     fresh: Descriptor | None = None
     try:
-        waker = Waker()  # before the claim: for want of a number nothing is claimed
         claim = client.claim(secret, claims)
         facts = claim.socket
         chain = chain_of(claim.chain) if claim.chain else None  # what cannot be had here uses no ticket up
-        fresh = Descriptor(sockets.adopt(claim.fd, facts.family, facts.type, facts.protocol, waker))
+        fresh = Descriptor(sockets.adopt(claim.fd, facts.family, facts.type, facts.protocol))
         if trace.hook is not None:
             trace.hit("take.wrapped", descriptor=fresh.id)
         fresh.socket_id, fresh.slot, fresh.chain = facts.socket, claim.slot, chain
@@ -258,7 +256,7 @@ def _keep_undelivered(secret: bytes, descriptor: Descriptor) -> None:
     heir = Descriptor(descriptor.kernel)
     for name in ("id", "client", "slot", "socket_id", "chain", "local", "opened_s", "_place"):
         setattr(heir, name, getattr(descriptor, name))
-    descriptor.swap_for_closed("an interrupt")
+    descriptor.swap_for_closed(Closer(descriptor, "an interrupt"))
     _undelivered[secret] = table.enter(heir)
     while len(_undelivered) > _MOST_UNDELIVERED:
         closing.close(_undelivered.popitem(last=False)[1])

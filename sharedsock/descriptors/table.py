@@ -42,7 +42,9 @@ __all__ = [
     "statistics",
 ]
 
-_open: weakref.WeakValueDictionary[DescriptorId, Descriptor] = weakref.WeakValueDictionary()
+# Weak: a descriptor that an interrupted call has made and nobody got must go. A WeakValueDictionary would take that out
+# at once, and cost five times as much for each opening and closing; here it stays as an empty reference for a while.
+_open: dict[DescriptorId, weakref.ref[Descriptor]] = {}
 _leaving: dict[DescriptorId, Descriptor] = {}
 # References of descriptors that were collected without close: the collector makes no registry call (F-114),
 # the next call that talks to a registry anyway gives them back.
@@ -51,14 +53,30 @@ _abandoned: deque[tuple[Client, DescriptorId]] = deque()
 
 def enter(descriptor: Descriptor) -> Descriptor:
     """Enter an opened descriptor; return it."""
-    _open[descriptor.id] = descriptor
+    _open[descriptor.id] = weakref.ref(descriptor)
     return descriptor
 
 
 def find(descriptor: DescriptorId) -> Descriptor | None:
     """Return an open descriptor of this process by its number."""
-    found = _open.get(descriptor)
+    found = _find(descriptor)
     return None if found is None or found.is_closed else found
+
+
+def _find(descriptor: DescriptorId) -> Descriptor | None:
+    reference = _open.get(descriptor)
+    return None if reference is None else reference()
+
+
+def _all() -> list[Descriptor]:
+    found = []
+    for identity, reference in tuple(_open.items()):
+        descriptor = reference()
+        if descriptor is None:
+            _open.pop(identity, None)
+        else:
+            found.append(descriptor)
+    return found
 
 
 def leave(descriptor: Descriptor) -> None:
@@ -68,7 +86,7 @@ def leave(descriptor: Descriptor) -> None:
 
 def open_descriptors() -> list[Descriptor]:
     """Return the descriptors open in this process now."""
-    return [descriptor for descriptor in _open.values() if not descriptor.is_closed]
+    return [descriptor for descriptor in _all() if not descriptor.is_closed]
 
 
 def abandon(client: Client, descriptor: DescriptorId) -> None:
@@ -86,7 +104,7 @@ def flush_abandoned() -> None:
             client, descriptor = _abandoned.popleft()
         except IndexError:  # another thread was faster
             return
-        found = _open.get(descriptor)
+        found = _find(descriptor)
         if found is not None and found.client is client:
             continue  # its next share() has counted it after all
         try:
@@ -182,7 +200,7 @@ def _after_in_child() -> None:
     connect.after_fork_in_child()
     _abandoned.clear()
     _leaving.clear()
-    for descriptor in list(_open.values()):
+    for descriptor in _all():
         descriptor.swap_for_forked()
     _open.clear()
     if trace.hook is not None:

@@ -15,12 +15,11 @@ from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 from sharedsock.descriptors import options, table
-from sharedsock.descriptors.descriptor import Descriptor
+from sharedsock.descriptors.descriptor import Closer, Descriptor
 from sharedsock.kernel import conversation, numbers, operations, sockets
 from sharedsock.kernel.conversation import SILENT, Conversation
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
-from sharedsock.kernel.waker import Waker
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, OperationAborted, SharedSocketError
 from sharedsock.model.winsock import WSAETIMEDOUT
 
@@ -320,16 +319,14 @@ def withdraw_face(made: list[Descriptor]) -> None:
     """Take a client's socket from under a face that nobody will see, and whose destructor would close it."""
     for client in made:
         table.leave(client)
-        client.swap_for_closed("an interrupt")
+        client.swap_for_closed(Closer(client, "an interrupt"))
 
 
 def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSocket, Any]:
     """Take one client without waiting.
 
-    The waker comes first: for want of a number the call fails before it takes a client. The gate: a fork in another
-    thread must not inherit a number that nobody has entered yet.
+    The gate: a fork in another thread must not inherit a number that nobody has entered yet.
     """
-    waker = Waker()
     facts = descriptor.family, descriptor.type, descriptor.protocol
     taken: list[Any] = []
     clients: list[KernelSocket] = []
@@ -337,12 +334,12 @@ def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSo
         with numbers.gate:
             # Taken and stored in one C call: no interrupt between.
             taken.extend(starmap(kernel._accept, ((),)))
-            sockets.adopt(taken[0][0], *facts, waker, clients)
+            sockets.adopt(taken[0][0], *facts, clients)
         return clients[0], taken[0][1]
     except BaseException:
         if taken:
             if not clients:
-                sockets.adopt(taken[0][0], *facts, waker, clients)
+                sockets.adopt(taken[0][0], *facts, clients)
             kernel.kept.append((clients[0], taken[0][1]))
         raise
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import CodeType, FrameType
 
     from sharedsock.kernel.sockets import KernelSocket
+    from sharedsock.kernel.waker import Waker
 
 __all__ = ["BUSY", "SILENT", "Conversation", "begin", "end", "faces"]
 
@@ -83,7 +84,7 @@ class Conversation:
     arrivals: Iterator[bytes]
     _arguments: Iterable[Any]
 
-    def __init__(self, kernel: KernelSocket, size: int, flags: int, timeout_s: float | None) -> None:
+    def __init__(self, kernel: KernelSocket, waker: Waker, size: int, flags: int, timeout_s: float | None) -> None:
         self.kernel = kernel
         self.size = self.next = size
         self.deadline_s: float | None = None
@@ -91,7 +92,7 @@ class Conversation:
         self._arguments = size, flags
         self._timeout_s = timeout_s
         self._poll: Any = system.make_poll()
-        self._poll.register(kernel.waker.number, POLLIN)
+        self._poll.register(waker.number, POLLIN)
         self._poll.register(kernel.number, POLLIN)
         self.since_s = monotonic()
         self._start()
@@ -199,7 +200,9 @@ def begin(kernel: KernelSocket, size: int, flags: int, timeout_s: float | None) 
         return SILENT
     if kernel.talk is not None and kernel.talk.size == BUSY:
         return SILENT
-    talk = kernel.talk = Conversation(kernel, size, flags, timeout_s)
+    if kernel.waker is None:  # there was no number for one
+        return SILENT
+    talk = kernel.talk = Conversation(kernel, kernel.waker, size, flags, timeout_s)
     if kernel.kept or kernel.aborted is not None:
         end(kernel)
     return talk

@@ -44,7 +44,7 @@ __all__ = [
     "spend_reserve",
 ]
 
-# calm[0] is 1 while this process is the one that imported us (or has since taken note of its fork);
+# calm[0] is 1 while this process is the one that imported us (or has since noted its fork), 0 where no page could tell;
 # calm[number + 1] is 1 while a receive on that number may try before it waits; the last byte is always 0.
 _SLOTS: Final = 1 << 16
 NEVER_CALM: Final = _SLOTS - 1
@@ -61,7 +61,7 @@ def _make_page() -> tuple[mmap.mmap, bool]:
         is_wiped = False
     else:
         is_wiped = True
-    page[0] = 1
+    page[0] = is_wiped
     return page, is_wiped
 
 
@@ -71,7 +71,7 @@ calm, _page_is_wiped = _make_page()
 # on top of whatever this thread holds, so any other order could wait in a circle.
 gate = threading.RLock()
 
-_owned: set[int] = set()
+_owned: Final[set[int]] = set()
 _era = 0
 _pid = os.getpid()
 _reserve = -1
@@ -93,9 +93,15 @@ class Flag(Protocol):
     def __bool__(self) -> bool: ...
 
 
+_flags: dict[int, Flag] = {}
+
+
 def flag_of(slot: int) -> Flag:
-    """Return a byte of `calm` as a flag."""
-    return cast("Flag", ctypes.c_bool.from_buffer(calm, slot))
+    """Return a byte of `calm` as a flag; there is one for each."""
+    flag = _flags.get(slot)
+    if flag is None:
+        flag = _flags[slot] = cast("Flag", ctypes.c_bool.from_buffer(calm, slot))
+    return flag
 
 
 here: Final[Flag] = flag_of(0)
@@ -113,10 +119,8 @@ def is_forked() -> bool:
     return os.getpid() != _pid
 
 
-def own(number: int) -> int:
-    """Enter a number just opened; call it under `gate`, in the same breath as the opening."""
-    _owned.add(number)
-    return number
+own: Final = _owned.add
+"""Enter a number just opened; call it under `gate`, in the same breath as the opening."""
 
 
 def owned() -> frozenset[int]:
@@ -137,8 +141,9 @@ def release(number: int, era: int, close: Callable[[], object] | None = None) ->
     # keep a socket open that everybody else has closed. At exit no fork can come, but a thread may have ended inside.
     gate_or_none: Any = nullcontext() if sys.is_finalizing() else gate
     with gate_or_none:
-        if not disown(number, era):
+        if era != _era:
             return False
+        _owned.discard(number)
         try:  # no object is made between the list and the close: a destructor that has no memory comes again (F-97)
             if close is None:
                 system.close(number)
@@ -194,12 +199,13 @@ def release_stray(number: int) -> None:
 
 def drop_inherited() -> None:
     """In a forked child: close every number of the parent's, and begin an era of our own. No other traffic."""
-    global _owned, _era, _pid, gate
+    global _era, _pid, gate
     gate = threading.RLock()
-    inherited, _owned = _owned, set()
+    inherited = tuple(_owned)
+    _owned.clear()
     _era += 1
     _pid = os.getpid()
     for number in inherited:
         with suppress(OSError):
             system.close(number)
-    calm[0] = 1
+    calm[0] = _page_is_wiped

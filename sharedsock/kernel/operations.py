@@ -97,7 +97,7 @@ def aborted(kernel: KernelSocket, kind: str, bytes_transferred: int = 0) -> Oper
         f"{kind} ended: this process closed the descriptor in {kernel.aborted}; {taken}",
         operation=kind,
         bytes_transferred=bytes_transferred,
-        closed_by=kernel.aborted,
+        closed_by=str(kernel.aborted),
     )
 
 

@@ -14,32 +14,36 @@ from __future__ import annotations
 import _socket
 import errno
 import os
+import socket
+import sys
 from _queue import SimpleQueue
 from contextlib import suppress
 from itertools import starmap
 from socket import AF_UNIX
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sharedsock.kernel import numbers, system, waiting
 from sharedsock.kernel.conversation import BUSY
 from sharedsock.kernel.operations import THREAD
 from sharedsock.kernel.teardown import silent_once_emptied
-from sharedsock.kernel.waker import Waker
 from sharedsock.model import trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from sharedsock.kernel.conversation import Conversation
     from sharedsock.kernel.operations import Waiter
     from sharedsock.kernel.waiting import WaitSet
+    from sharedsock.kernel.waker import Waker
 
 __all__ = [
+    "ALONE",
     "ClosedKernel",
     "KernelSocket",
     "abort",
     "adopt",
+    "close_alone",
     "close_stray",
     "forget_retiring",
     "keep_and_bury",
@@ -49,6 +53,10 @@ __all__ = [
     "take_back",
     "wait_drained",
 ]
+
+_NONBLOCK: Final = int(getattr(socket, "SOCK_NONBLOCK", 0))
+_initialise: Final = _socket.socket.__init__
+_fileno: Final = _socket.socket.fileno
 
 # Numbers of closed descriptors that wait for their last frame: id of the object -> number.
 _retiring: dict[int, int] = {}
@@ -67,13 +75,13 @@ def forget_retiring() -> None:
 
 
 class KernelSocket(_socket.socket):
-    """The inner object: a nonblocking kernel socket with its waker, its wait sets and its waiters.
+    """The inner object: a nonblocking kernel socket, and what waiting on it needs once somebody does.
 
     Attributes:
         number: its file number, fixed.
         slot: its byte in `numbers.calm`.
         era: the era of `numbers` it was opened in.
-        aborted: None, or who closed the descriptor ("thread (place)"); set once.
+        aborted: None, or who closed the descriptor: its str() is "thread (place)"; set once.
         is_buried: the number is no longer the socket: the dead file lies over it, or it was given away.
         waiters: the operations inside `perform` now, by the id of their row (operations.py).
         closers: who waits for the waiters to leave: a queue to be told on, and how many waiters are his own.
@@ -81,6 +89,7 @@ class KernelSocket(_socket.socket):
         sets: the wait set of each direction, READ and WRITE; None until somebody waits.
         streak: receives in a row that had to wait, from one probe to the next; the first of them ended at `streak_s`.
         talk: the conversation that receives have become; None if they never have, or once buried.
+        waker: what ends the waits; None until somebody waits.
     """
 
     __slots__ = (
@@ -111,19 +120,22 @@ class KernelSocket(_socket.socket):
         type: int,  # as in _socket
         proto: int,
         fileno: int | None = None,
-        waker: Waker | None = None,
     ) -> None:
         self.number = -1
         self.era = numbers.current_era()
         try:
-            self.waker = Waker() if waker is None else waker  # first: for want of a number nothing else is touched
             with numbers.gate:
-                super().__init__(family, type, proto, fileno)
-                self.number = _socket.socket.fileno(self)
+                if fileno is None:
+                    _initialise(self, family, type | _NONBLOCK, proto)
+                else:
+                    _initialise(self, family, type, proto, fileno)
+                self.number = _fileno(self)
                 numbers.own(self.number)
-            self.settimeout(0.0)  # O_NONBLOCK, and the C methods never wait by themselves
+            if fileno is not None or not _NONBLOCK:
+                self.settimeout(0.0)  # O_NONBLOCK, and the C methods never wait by themselves
             self.slot = numbers.slot_of(self.number)
-            self.aborted: str | None = None
+            self.aborted: object = None
+            self.waker: Waker | None = None
             self.is_buried = False
             self.waiters: dict[int, Waiter] = {}
             self.closers: list[tuple[SimpleQueue[None], int]] = []
@@ -133,8 +145,6 @@ class KernelSocket(_socket.socket):
             self.streak_s = 0.0
             self.talk: Conversation | None = None
         except BaseException:
-            if waker is None and hasattr(self, "waker"):
-                del self.waker  # now, not when the traceback that holds us is dropped
             if fileno is None:
                 self._free()
             else:  # the caller's still
@@ -157,21 +167,23 @@ class KernelSocket(_socket.socket):
     @silent_once_emptied
     def __del__(self) -> None:
         self._free()
-        _retiring.pop(id(self), None)
+        if _retiring:
+            _retiring.pop(id(self), None)
 
 
 class ClosedKernel:
     """What stands where a kernel socket stood: every method raises what `refuse` builds."""
 
-    __slots__ = ("_refuse", "aborted", "number", "slot", "talk", "waiters")
+    __slots__ = ("_refuse", "aborted")
 
-    def __init__(self, refuse: Callable[[], OSError], closed_by: str) -> None:
+    number: Final = -1
+    slot: Final = numbers.NEVER_CALM
+    talk: Final = None
+    waiters: Final[Mapping[int, Waiter]] = {}
+
+    def __init__(self, refuse: Callable[[], OSError], closed_by: object) -> None:
         self._refuse = refuse
-        self.number = -1
-        self.slot = numbers.NEVER_CALM
         self.aborted = closed_by
-        self.waiters: dict[int, Waiter] = {}
-        self.talk = None
 
     def raise_refusal(self) -> NoReturn:
         """Raise the error every use of this descriptor gets."""
@@ -203,7 +215,7 @@ def open_socket(family: int, type: int, proto: int) -> KernelSocket:  # as in so
     """Open a new kernel socket, nonblocking and close-on-exec.
 
     Raises:
-        OSError: as socket(2); EMFILE, ENFILE or ENOMEM also for the waker. Nothing is left open.
+        OSError: as socket(2). Nothing is left open.
     """
     if not _dead:
         _require_dead_file(family)
@@ -218,7 +230,6 @@ def adopt(
     family: int,  # as above
     type: int,
     proto: int,
-    waker: Waker | None = None,
     into: list[KernelSocket] | None = None,
 ) -> KernelSocket:
     """Take over a file number that is a socket; from when this returns it is ours to close.
@@ -226,16 +237,15 @@ def adopt(
     Args:
         number: a socket of this process, which nobody else in it will use or close.
         family, type, proto: as in the socket module; -1 asks the kernel.
-        waker: one made beforehand, so that an accepted client cannot be lost for want of a number.
         into: gets it as well, before this returns: a caller interrupted on the way finds it there.
 
     Raises:
-        OSError: EBADF, ENOTSOCK, or no number for the waker. As after an interrupt, the number is the caller's.
+        OSError: EBADF, ENOTSOCK. As after an interrupt, the number is the caller's.
     """
     if not _dead:
         _require_dead_file(family)
     made: list[KernelSocket] = [] if into is None else into
-    made.extend(starmap(KernelSocket, ((family, type, proto, number, waker),)))
+    made.extend(starmap(KernelSocket, ((family, type, proto, number),)))
     return made[-1]
 
 
@@ -246,7 +256,7 @@ def close_stray(number: int, cookie: int) -> None:
             numbers.release_stray(number)
 
 
-def abort(kernel: KernelSocket, closed_by: str) -> None:
+def abort(kernel: KernelSocket, closed_by: object) -> None:
     """End this process's operations on the socket: mark, wake, take the number out of the sets. Never waits.
 
     Aborting twice, from two threads or on top of oneself, is aborting once; each caller may then wait and bury.
@@ -261,6 +271,8 @@ def abort(kernel: KernelSocket, closed_by: str) -> None:
     numbers.calm[kernel.slot] = 0
     if kernel.talk is not None:
         kernel.talk.silence()
+    if kernel.waker is None:  # nobody has ever waited
+        return
     if numbers.is_forked() or kernel.era != numbers.current_era():
         return  # a forked child: sets and waker are the parent's, and its threads wait on them
     # Woken first: they need the interpreter, which we keep until we wait for them to leave. Out of the sets before the
@@ -313,6 +325,9 @@ def keep_and_bury(kernel: KernelSocket, keep: bool, into: list[int] | None = Non
     with numbers.gate:
         if kernel.is_buried:
             return None
+        if _fileno(kernel) < 0:  # closed at once, and cut short then
+            kernel.number = -1
+            return None
         if keep:
             try:
                 system.duplicate(kernel.number, kept)
@@ -329,17 +344,47 @@ def keep_and_bury(kernel: KernelSocket, keep: bool, into: list[int] | None = Non
         try:
             dead = _require_dead_file(kernel.family)
         except OSError:  # closed behind our back, and the table is full: the waker answers ENOTSOCK, which does as well
-            dead = kernel.waker.number
+            dead = -1 if kernel.waker is None else kernel.waker.number
         _retiring[id(kernel)] = kernel.number
         kernel.is_buried = True  # first: whoever meets the dead file looks here
         try:
-            system.dup2(dead, kernel.number)
+            if dead >= 0:  # else whoever is inside, and never waits there, is the last to use the number
+                system.dup2(dead, kernel.number)
         except BaseException:  # cut short: who buries again puts a dead file over a dead file at worst
             kernel.is_buried = False
             raise
         kernel.sets[:] = None, None  # whoever still waits in one holds it
         kernel.talk = None
         return kept[0] if kept else None
+
+
+class _Probe:
+    __slots__ = ("kernel",)
+    kernel: object
+
+
+def _count_alone() -> int:
+    probe = _Probe()
+    probe.kernel = object()
+    return sys.getrefcount(probe.kernel)
+
+
+ALONE: Final = _count_alone()
+"""What `getrefcount(holder.kernel)` is when nothing but that attribute refers to a kernel socket.
+
+Once its descriptor has let go of it, then no call is inside it, and none ever will be: each has a reference on its
+thread's stack, and there is nowhere to get one (I5). Counted here, because interpreters differ in what they count.
+"""
+
+
+def close_alone(kernel: KernelSocket) -> None:
+    """Close the number of an aborted socket at once: no call is inside, so none needs a dead file.
+
+    Where an interrupt cuts it short, what is left can still be buried.
+    """
+    if not numbers.release(kernel.number, kernel.era, kernel.close):
+        kernel.detach()  # a forked child's, which has closed its number
+    kernel.number = -1
 
 
 def let_go(kernel: KernelSocket) -> int:

@@ -13,6 +13,7 @@ import os
 import select
 import socket
 import struct
+import sys
 import termios
 from functools import partial
 from itertools import starmap
@@ -122,7 +123,7 @@ def unsent_bytes(number: int) -> int:
 
 def unread_bytes(number: int) -> int:
     """Return FIONREAD: bytes that have arrived and nobody has read."""
-    return ioctl_int(number, termios.FIONREAD)
+    return int.from_bytes(fcntl.ioctl(number, termios.FIONREAD, b"\0\0\0\0"), sys.byteorder, signed=True)
 
 
 class _View(_socket.socket):

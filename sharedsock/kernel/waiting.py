@@ -7,6 +7,9 @@ processes, a woken waiter that leaves takes the wake-up with it (F-122, spec/per
 
 Keeps I7: a blocked thread makes no system call until something happens, and there is no lost wake-up:
 the waker is in the set from its first moment, and nobody drains it.
+
+The waker is made for the first wait: a socket on which nobody ever waits needs none. Where no number is left for it
+(EMFILE), a wait is cut into slices, short enough for an abort to be seen in time, until there is one.
 """
 
 from __future__ import annotations
@@ -18,16 +21,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.kernel import numbers, system
 from sharedsock.kernel.teardown import silent_once_emptied
+from sharedsock.kernel.waker import Waker
 
 if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
 
-__all__ = ["READ", "WRITE", "WaitSet", "pause", "set_of", "unregister", "wait"]
+__all__ = ["READ", "WRITE", "WaitSet", "pause", "set_of", "unregister", "wait", "waker_of"]
 
 READ: Final = 0
 WRITE: Final = 1
 
 _POLL_EVENTS: Final = (select.POLLIN, select.POLLOUT)
+# How long somebody without a waker may not see an abort.
+_SLICE_S: Final = 0.02
 
 
 class WaitSet:
@@ -39,7 +45,7 @@ class WaitSet:
 
     __slots__ = ("_epoll", "_era", "number", "poll")
 
-    def __init__(self, kernel: KernelSocket, direction: int) -> None:
+    def __init__(self, kernel: KernelSocket, waker: Waker, direction: int) -> None:
         self.number = -1
         self._era = numbers.current_era()
         with numbers.gate:
@@ -48,7 +54,7 @@ class WaitSet:
             self.number = epoll.fileno()
             numbers.own(self.number)
         self.poll = epoll.poll
-        epoll.register(kernel.waker.number, select.EPOLLIN)
+        epoll.register(waker.number, select.EPOLLIN)
         epoll.register(kernel.number, (select.EPOLLIN, select.EPOLLOUT)[direction])
 
     def forget(self, number: int) -> None:
@@ -70,15 +76,38 @@ class WaitSet:
 _keep_for_ever: list[Any] = []
 
 
+def waker_of(kernel: KernelSocket) -> Waker | None:
+    """Return the waker of a socket, made for the first who is about to wait; None: no number is left for one."""
+    waker = kernel.waker
+    if waker is None:
+        try:
+            waker = Waker()
+        except OSError:
+            return None
+        # Two threads may make one each, the first to store wins: threads change at calls, not between these lines.
+        if kernel.waker is None:
+            kernel.waker = waker
+        else:
+            waker = kernel.waker
+        # Race: a close marks, and then looks whether there is a waker; we store it, and then look for the mark.
+        # Test: tests/races/test_first_wait_meets_abort.py
+        if kernel.aborted is not None:
+            waker.signal()
+    return waker
+
+
 def set_of(kernel: KernelSocket, direction: int) -> WaitSet | None:
     """Return the set of a direction, made at its first use; None where none can be had, or the socket was aborted."""
     wait_set = kernel.sets[direction]
     if wait_set is None and kernel.aborted is None:
+        waker = waker_of(kernel)
+        if waker is None:
+            return None
         try:
-            wait_set = WaitSet(kernel, direction)
+            wait_set = WaitSet(kernel, waker, direction)
         except OSError:
             return None
-        # Two threads may make one each, the first to store wins: threads change at calls, not between these lines.
+        # The first to store wins, as for the waker.
         if kernel.sets[direction] is None:
             kernel.sets[direction] = wait_set
         else:
@@ -114,14 +143,19 @@ def wait(kernel: KernelSocket, direction: int, deadline: float | None) -> bool:
     if wait_set is not None:
         return bool(wait_set.poll(timeout_s, 1))
     poll = system.make_poll()
-    poll.register(kernel.waker.number, select.POLLIN)
+    waker = waker_of(kernel)
+    if waker is not None:
+        poll.register(waker.number, select.POLLIN)
     if kernel.aborted is None:
         poll.register(kernel.number, _POLL_EVENTS[direction])
+    if waker is None and (timeout_s is None or timeout_s > _SLICE_S):
+        poll.poll(_SLICE_S * 1000.0)
+        return True
     return bool(poll.poll(None if timeout_s is None else timeout_s * 1000.0))
 
 
 def pause(kernel: KernelSocket, interval_s: float, deadline: float | None) -> bool:
-    """Wait for the waker alone; report False when the deadline has passed.
+    """Wait for the waker alone, at most `interval_s`, which is short; report False when the deadline has passed.
 
     For the few conditions the kernel has no event for, or reports an event that is none.
     """
@@ -129,6 +163,8 @@ def pause(kernel: KernelSocket, interval_s: float, deadline: float | None) -> bo
     if left_s <= 0:
         return False
     poll = system.make_poll()
-    poll.register(kernel.waker.number, select.POLLIN)
+    waker = waker_of(kernel)
+    if waker is not None:
+        poll.register(waker.number, select.POLLIN)
     poll.poll(left_s * 1000.0)
     return True

@@ -1,6 +1,6 @@
 """The wake-up of one descriptor: level-triggered, never drained, guarded against number reuse like the socket.
 
-It exists from open on, because an abort must not need a free number. Once signalled it stays readable, so a
+It is there before anybody waits, so an abort never needs a free number. Once signalled it stays readable, so a
 waiter that comes late finds it (rule 6, F-44). Its number lives as long as somebody holds the object: a closer
 that is still waking can not write into a stranger's file (rule 4, F-46).
 """

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PlainSocket", "SocketBase", "timeout_of"]
 
+_AUDITS: Final = os.environ.get("SHAREDSOCK_AUDIT") == "1"
 _NEVER_WAITS: Final = DONTWAIT | socket.MSG_OOB
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class SocketBase(PlainSocket):
         launching.install(SocketBase)
         if trace.hook is not None:
             trace.hit("open.registered", descriptor=descriptor.id)
-        if "SHAREDSOCK_AUDIT" in os.environ and os.environ["SHAREDSOCK_AUDIT"] == "1":
+        if _AUDITS:
             sharing.register(descriptor)
 
     def _stand_on(self, descriptor: Descriptor) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 from sharedsock.descriptors import closing, options, providing, service, sharing, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import conversation, operations, sockets
+from sharedsock.kernel.numbers import here
 from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.model import trace
 from sharedsock.model.errors import with_winerror
@@ -27,7 +28,6 @@ from sharedsock.sharedsocket.receiving import Receiving
 from sharedsock.sharedsocket.sending import Sending
 
 if TYPE_CHECKING:
-    from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.model.identity import DescriptorId, Holder, PendingOperation
 
 __all__ = ["SharedSocket", "Ticket", "fromshare", "revoke"]
@@ -91,11 +91,17 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
     def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
         self._io_refs = 0
         self._closed = False
-        table.note_fork()  # what is opened in a child of a fork without hooks is the child's
+        if not here:
+            table.note_fork()  # what is opened in a child of a fork without hooks is the child's
         if fileno is None:
-            family = socket.AF_INET if family == -1 else family
-            type = socket.SOCK_STREAM if type == -1 else type  # as in socket.socket
-            kernel = _opened(family, type, 0 if proto == -1 else proto)
+            if family == -1:
+                family = socket.AF_INET
+            if type == -1:  # as in socket.socket
+                type = socket.SOCK_STREAM
+            try:
+                kernel = sockets.open_socket(family, type, 0 if proto == -1 else proto)
+            except OSError as error:
+                raise with_winerror(error) from None
         else:
             kernel = sockets.adopt(fileno, family, type, proto)
         descriptor = Descriptor(kernel)
@@ -243,7 +249,10 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
 
         Source: LPWSPCLOSESOCKET.
         """
-        super().close()
+        # As the stdlib's, which is a frame more.
+        self._closed = True
+        if self._io_refs <= 0:
+            self._real_close()
 
     def abort(self) -> None:
         """Close at once, even while a makefile() would defer it. Never refused: with timeout 0 it does not wait."""
@@ -272,7 +281,7 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
             descriptor = self._descriptor
         except AttributeError:  # the constructor has failed
             return
-        if descriptor.is_closed:
+        if descriptor.kernel.aborted is not None:
             return
         if trace.hook is not None:
             trace.hit("del", descriptor=descriptor.id)
@@ -352,13 +361,6 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
         except OSError as error:
             return cast("int", error.errno)
         return 0
-
-
-def _opened(family: int, type: int, proto: int) -> KernelSocket:  # as in socket.socket
-    try:
-        return sockets.open_socket(family, type, proto)
-    except OSError as error:
-        raise with_winerror(error) from None
 
 
 def fromshare(info: bytes) -> SharedSocket:

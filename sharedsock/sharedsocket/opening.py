@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from sharedsock.descriptors import options, providing, table
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import sockets, system
-from sharedsock.kernel.waker import Waker
 from sharedsock.model.errors import from_errno, with_winerror
 from sharedsock.sharedsocket.base import PlainSocket
 from sharedsock.sharedsocket.face import SharedSocket
@@ -28,8 +27,7 @@ def adopt(plain: socket.socket) -> SharedSocket:
     """Take over a plain socket, which is then detached, with its timeout.
 
     Raises:
-        TypeError: not a socket, or one that is ours already. OSError: closed (10038), or no number for the waker:
-            then the plain socket is untouched.
+        TypeError: not a socket, or one that is ours already. OSError: closed (10038).
     """
     given: object = plain
     if not isinstance(given, PlainSocket) or isinstance(given, SharedSocket):
@@ -46,12 +44,11 @@ def _take_over(plain: _socket.socket) -> SharedSocket:
     table.note_fork()  # as in the constructor
     timeout_s = plain.gettimeout()
     facts = plain.family, plain.type, plain.proto
-    waker = Waker()
     cookie = system.socket_cookie(plain.fileno())
     taken: list[int] = []
     try:
         taken.extend(map(_socket.socket.detach, (plain,)))
-        kernel = sockets.adopt(taken[0], *facts, waker)
+        kernel = sockets.adopt(taken[0], *facts)
     except BaseException:
         for number in taken:
             sockets.close_stray(number, cookie)

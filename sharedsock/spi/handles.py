@@ -14,7 +14,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from sharedsock.descriptors.descriptor import calling_place, draw_id
+from sharedsock.descriptors.descriptor import calling_place, draw_id, in_words
 from sharedsock.model.winsock import WSAENOBUFS, WSAENOTSOCK, WSANOTINITIALISED
 from sharedsock.spi.errors import WSAError
 
@@ -65,7 +65,7 @@ class Handle:
         self.is_ifs = is_ifs
         self.port: tuple[Any, int] | None = None
         self.is_closed_by_client = False
-        self.created_at = calling_place()
+        self.created_at = in_words(calling_place())
 
 
 class Unreturned(NamedTuple):

@@ -16,6 +16,7 @@ import pytest
 
 import sharedsock as ss
 from sharedsock.cli import main
+from sharedsock.sharedsocket import base
 from sharedsock.testing import Actors
 from sharedsock.testing.observation import thread_facts
 from sharedsock.testing.runs import RUN_VARIABLE, begin_run, start_ticks
@@ -204,7 +205,7 @@ def test_reap_spares_a_run_within_the_dead_one_that_lives(
 def test_with_audit_ps_shows_sockets_that_are_not_shared_as_well(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SHAREDSOCK_AUDIT", "1")
+    monkeypatch.setattr(base, "_AUDITS", True)  # what SHAREDSOCK_AUDIT=1 makes it at import
     with ss.Registry() as registry:
         ours, peer = ss.socketpair()
         with ours, peer:

@@ -5,7 +5,6 @@ Source: spec/fault-catalogue.md, I1, rule 3, F-50.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import threading
@@ -16,10 +15,10 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
-from sharedsock.kernel import system
 from sharedsock.model import trace
 from sharedsock.testing import Actors, Raised, Received
 from tests.descriptors import kinds
+from tests.kernel.test_shortages import free_numbers
 
 
 @contextmanager
@@ -163,17 +162,11 @@ def test_what_is_kept_when_its_descriptor_closes_is_gone_with_it_like_unread_inp
 
 @pytest.mark.fault("F-03")
 @pytest.mark.rule("CLOSE-40")
-def test_an_accept_without_a_number_leaves_the_client_in_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accept_without_a_number_leaves_the_client_in_the_backlog() -> None:
     with kinds.listener_of("tcp4") as listener, kinds.client_of(listener) as client:
-
-        def full() -> int:
-            raise OSError(errno.EMFILE, "no room")
-
-        with monkeypatch.context() as patched:
-            patched.setattr(system, "make_eventfd", full)
-            with pytest.raises(OSError) as caught:
-                listener.accept()
-            assert caught.value.winerror == 10024  # type: ignore[attr-defined]  # typeshed: Windows only
+        with free_numbers(0), pytest.raises(OSError) as caught:
+            listener.accept()
+        assert caught.value.winerror == 10024  # type: ignore[attr-defined]  # typeshed: Windows only
         accepted, address = listener.accept()
         with accepted:
             assert address == client.getsockname()

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sharedsock.kernel import sockets
+from sharedsock.kernel import sockets, waiting
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.sockets import KernelSocket
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
+from sharedsock.kernel.waker import Waker
 
 _SIOCOUTQNSD = 0x894B  # bytes not sent yet; TIOCOUTQ counts those not acknowledged as well
 
@@ -90,6 +91,13 @@ def adopt(plain: socket.socket) -> KernelSocket:
     """Take a plain socket over."""
     family, type_, protocol = plain.family, plain.type, plain.proto
     return sockets.adopt(plain.detach(), family, type_, protocol)
+
+
+def waker_of(kernel: KernelSocket) -> Waker:
+    """Return the waker, made if nobody has waited so far."""
+    waker = waiting.waker_of(kernel)
+    assert waker is not None
+    return waker
 
 
 def close(kernel: KernelSocket, closed_by: str = "the test") -> None:

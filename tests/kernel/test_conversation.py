@@ -21,6 +21,7 @@ from sharedsock.kernel import conversation, numbers, operations, sockets
 from sharedsock.kernel.conversation import BUSY, SILENT, Conversation
 from sharedsock.kernel.system import DONTWAIT
 from sharedsock.model.errors import NotASocket, OperationAborted
+from sharedsock.testing.observation import thread_facts
 from tests.kernel import kinds, stage
 from tests.kernel.test_interrupts import STREAM
 from tests.sweeps.interrupting import Interrupter, Places, at_signals
@@ -33,7 +34,7 @@ def talk_on(shared: ss.SharedSocket, timeout_s: float | None = None) -> Conversa
     kernel = shared._kernel
     numbers.calm[kernel.slot] = 0
     kernel.streak = 1
-    talk = kernel.talk = shared._talk = Conversation(kernel, SIZE, DONTWAIT, timeout_s)
+    talk = kernel.talk = shared._talk = Conversation(kernel, kinds.waker_of(kernel), SIZE, DONTWAIT, timeout_s)
     return talk
 
 
@@ -177,8 +178,12 @@ def test_a_handler_that_closes_on_top_of_it_does_not_wait_for_itself() -> None:
         main = threading.main_thread().ident
         assert main is not None
 
+        def is_asleep() -> bool:
+            return thread_facts(os.getpid(), os.getpid()).is_waiting
+
         def disturb() -> None:
-            stage.wait_for(lambda: bool(shared.pending_operations()), "the main thread to block")
+            # Asleep, not just about to: poll() would not be ended by a signal whose handler has yet to run.
+            stage.wait_for(lambda: bool(shared.pending_operations()) and is_asleep(), "the main thread to block")
             signal.pthread_kill(main, signal.SIGUSR1)
 
         disturber = stage.Call(disturb)

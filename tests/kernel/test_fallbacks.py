@@ -45,7 +45,7 @@ def test_a_pipe_wakes_for_ever(pair: Pair, way: str) -> None:
     first.error(OperationAborted)
     second.error(OperationAborted)
     for _ in range(1 << 17):  # more than a pipe holds
-        kernel.waker.signal()
+        kinds.waker_of(kernel).signal()
 
 
 def test_an_eventfd_at_its_limit_is_awake() -> None:
@@ -53,8 +53,8 @@ def test_an_eventfd_at_its_limit_is_awake() -> None:
     pair = kinds.make_pair("unix-stream")
     kernel = kinds.adopt(pair.local)
     assert system.write_eventfd is not None
-    system.write_eventfd(kernel.waker.number, (1 << 64) - 2)
-    kernel.waker.signal()
+    system.write_eventfd(kinds.waker_of(kernel).number, (1 << 64) - 2)
+    kinds.waker_of(kernel).signal()
     pair.close()
 
 

@@ -164,7 +164,7 @@ def test_an_interrupted_open_leaves_nothing_open() -> None:
     """I6: whichever instruction of the wrapping it falls on, no number stays without an owner."""
     sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0)
     before = numbers.owned(), _files()
-    functions = KernelSocket.__init__, waker.Waker.__init__, sockets.open_socket
+    functions = KernelSocket.__init__, sockets.open_socket
     opened = sweep(lambda: sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0), *functions)
     for interrupt, _ in opened:
         assert (numbers.owned(), _files()) == before, (interrupt.where, before)
@@ -172,16 +172,16 @@ def test_an_interrupted_open_leaves_nothing_open() -> None:
 
 @pytest.mark.fault("F-50")
 def test_an_interrupted_set_leaves_nothing_open() -> None:
-    """The same for the set a first wait makes."""
+    """The same for the set and the waker a first wait makes."""
     kernel = kinds.adopt(kinds.make_client("tcp4"))
     before = numbers.owned(), _files()
 
     def make() -> None:
         waiting.set_of(kernel, READ)
-        kernel.sets[READ] = None
 
-    for interrupt, _ in sweep(make, waiting.set_of, waiting.WaitSet.__init__):
-        kernel.sets[READ] = None
+    functions = waiting.set_of, waiting.WaitSet.__init__, waiting.waker_of, waker.Waker.__init__
+    for interrupt, _ in sweep(make, *functions):
+        kernel.sets[READ] = kernel.waker = None
         assert (numbers.owned(), _files()) == before, interrupt.where
 
 

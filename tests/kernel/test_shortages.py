@@ -9,13 +9,16 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from sharedsock.kernel import numbers, operations, polling, sockets, system, waiting
 from sharedsock.kernel.operations import READ
+from sharedsock.kernel.waker import Waker
 from sharedsock.model.errors import OperationAborted
+from tests.conftest import Bounds
 from tests.kernel import kinds, stage
 from tests.kernel.kinds import RECEIVES
 
@@ -83,39 +86,33 @@ def _sweep(call: Callable[[], Any]) -> list[int]:
 
 @pytest.mark.fault("F-03")
 def test_descriptor_sweep_of_open() -> None:
-    """A socket and its waker need two numbers; with fewer, EMFILE and nothing left open."""
+    """A socket needs one number, as anybody's; without it, EMFILE and nothing left open."""
     sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0)  # the dead file and the reserve are there
-    assert _sweep(lambda: sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0)) == [0, 1]
+    assert _sweep(lambda: sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0)) == [0]
 
 
 @pytest.mark.fault("F-03")
-def test_descriptor_sweep_of_open_with_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a pipe stands for the eventfd, three numbers."""
-    monkeypatch.setattr(system, "make_eventfd", system._no_eventfd)
-    assert _sweep(lambda: sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0)) == [0, 1, 2]
-
-
-@pytest.mark.fault("F-03")
-def test_adopt_without_a_number_for_the_waker_leaves_what_it_was_given() -> None:
-    """The number is ours from when it returns; until then it is the caller's, untouched."""
-    pair = kinds.make_pair("unix-stream")
-    number = pair.local.fileno()
-    before = numbers.owned()
-    with free_numbers(0):
-        with pytest.raises(OSError, match="Too many open files"):
-            sockets.adopt(number, socket.AF_UNIX, socket.SOCK_STREAM, 0)
-    assert numbers.owned() == before
-    assert os.get_blocking(number)
-    pair.local.send(b"x")
-    assert pair.peer.recv(1) == b"x"
-    pair.close()
+@pytest.mark.parametrize(("waker", "needs"), [("eventfd", 1), ("pipe", 2)])
+def test_descriptor_sweep_of_the_waker(waker: str, needs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits first makes it: one number more, two for a pipe; with fewer there is none, and nothing left open."""
+    if waker == "pipe":
+        monkeypatch.setattr(system, "make_eventfd", system._no_eventfd)
+    kernel = sockets.open_socket(socket.AF_UNIX, socket.SOCK_DGRAM, 0)
+    for free in range(needs):
+        with free_numbers(free):
+            before = _open_numbers(), numbers.owned()
+            assert waiting.waker_of(kernel) is None
+            assert (_open_numbers(), numbers.owned()) == before
+    with free_numbers(needs):
+        assert waiting.waker_of(kernel) is kernel.waker is not None
+    kinds.close(kernel)
 
 
 @pytest.mark.fault("F-03")
 @pytest.mark.parametrize("shortage", SHORTAGES, ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", ["make_eventfd", "make_pipe"])
 def test_errno_sweep_of_the_waker(name: str, shortage: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each errno of eventfd(2) and pipe(2), at the call; the socket opened before is closed."""
+    """Each errno of eventfd(2) and pipe(2), at the call; nothing is left open."""
     if name == "make_pipe":
         monkeypatch.setattr(system, "make_eventfd", system._no_eventfd)
 
@@ -125,7 +122,7 @@ def test_errno_sweep_of_the_waker(name: str, shortage: int, monkeypatch: pytest.
     monkeypatch.setattr(system, name, fail)
     before = _open_numbers(), numbers.owned()
     with pytest.raises(OSError, match=os.strerror(shortage)) as failed:
-        sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0)
+        Waker()
     assert failed.value.errno == shortage
     assert (_open_numbers(), numbers.owned()) == before
 
@@ -166,6 +163,7 @@ def test_without_a_set_poll_serves(shortage: int, where: str, monkeypatch: pytes
     monkeypatch.setattr(system, "make_epoll", Refusing)
     pair = kinds.make_pair("tcp4")
     kernel = kinds.adopt(pair.local)
+    kinds.waker_of(kernel)
     before = _open_numbers()
     taking = stage.blocked(kernel, RECEIVES[0])
     assert _open_numbers() == before
@@ -179,16 +177,26 @@ def test_without_a_set_poll_serves(shortage: int, where: str, monkeypatch: pytes
 
 
 @pytest.mark.fault("F-03")
-def test_a_full_table_does_not_stop_a_wait() -> None:
-    """The same with a real limit: no number is free, and a receive waits, takes and is ended."""
+@pytest.mark.parametrize("has_waker", [True, False])
+def test_a_full_table_does_not_stop_a_wait(has_waker: bool, bounds: Bounds) -> None:
+    """The same with a real limit: no number is free, and a receive waits, takes and is ended, at its first wait too."""
     pair = kinds.make_pair("unix-stream")
     kernel = kinds.adopt(pair.local)
+    if has_waker:
+        kinds.waker_of(kernel)
     with free_numbers(0):
         assert waiting.set_of(kernel, READ) is None
         with pytest.raises(TimeoutError):
-            operations.perform(kernel, "recv", READ, 0.01, kernel.recv, (16,))
+            operations.perform(kernel, "recv", READ, 0.05, kernel.recv, (16,))
         pair.peer.send(b"data")
         assert operations.perform(kernel, "recv", READ, 5.0, kernel.recv, (16,), None, True) == b"data"
+        ending = stage.performing(kernel, RECEIVES[0], has_tried=True)
+        stage.wait_for(lambda: bool(kernel.waiters), "a waiter")
+        assert (kernel.waker is not None) == has_waker
+        began_s = monotonic()
+        sockets.abort(kernel, "the test")
+        ending.error(OperationAborted)
+        bounds.check("T_abort", ending.ended_s - began_s)
     kinds.close(kernel)
     pair.close()
 
@@ -250,6 +258,7 @@ def test_a_dead_file_closed_behind_our_back_is_opened_again_or_done_without(free
     """Somebody closes every number above 2 (a daemon's start does): a stranger's file is never put over ours."""
     pair = kinds.make_pair("unix-stream")
     kernel = kinds.adopt(pair.local)
+    kinds.waker_of(kernel)
     dead = sockets._require_dead_file(socket.AF_UNIX)
     _replace_by_stranger(dead)
     with free_numbers(free):
@@ -270,6 +279,7 @@ def test_a_reserve_that_has_become_the_dead_file_is_spent_first() -> None:
     """One file for both (the reserve was opened where the dead file had been): the kept file never lies over itself."""
     pair = kinds.make_pair("unix-stream")
     kernel = kinds.adopt(pair.local)
+    kinds.waker_of(kernel)
     os.close(sockets._require_dead_file(socket.AF_UNIX))
     sockets._dead[0] = numbers._reserve, numbers._reserve_identity
     with free_numbers(0):
@@ -280,6 +290,26 @@ def test_a_reserve_that_has_become_the_dead_file_is_spent_first() -> None:
             kernel.recv(1)
         numbers.release(kept, numbers.current_era())
     assert pair.peer.recv(1) == b""
+    pair.close()
+
+
+@pytest.mark.fault("F-03")
+@pytest.mark.usefixtures("own_files")
+def test_with_nothing_to_put_over_it_the_number_goes_with_the_last_call_inside() -> None:
+    """No dead file, no number for another one, and nobody has ever waited, so no waker: still no stranger's (I5)."""
+    pair = kinds.make_pair("unix-stream")
+    kernel = kinds.adopt(pair.local)
+    _replace_by_stranger(sockets._require_dead_file(socket.AF_UNIX))
+    stranger = sockets._dead[0][0]
+    with free_numbers(0):
+        numbers.spend_reserve()
+        with open("/dev/null", buffering=0, mode="rb"):  # takes the number that was the reserve's
+            sockets.abort(kernel, "the test")
+            sockets.keep_and_bury(kernel, keep=False)
+            assert _is_open(kernel.number)
+            del kernel
+    assert pair.peer.recv(1) == b""
+    os.close(stranger)
     pair.close()
 
 

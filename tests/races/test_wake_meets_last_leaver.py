@@ -48,7 +48,7 @@ def test_the_wake_finds_its_own_number(
     if fallback == "pipe":
         monkeypatch.setattr(system, "make_eventfd", system._no_eventfd)
     kernel = kinds.adopt(pair.local)
-    numbers = {kernel.number, kernel.waker.number}
+    numbers = {kernel.number, kinds.waker_of(kernel).number}
     held, go = threading.Event(), threading.Event()
     name = "write_eventfd" if fallback == "eventfd" else "write_pipe"
     write = getattr(system, name)
@@ -77,7 +77,7 @@ def test_the_wake_finds_its_own_number(
 def test_the_numbers_are_free_when_the_last_has_left(pair: Pair, points: stage.Points) -> None:
     """The other order: the closer is done, the waiter is held; the numbers are its, and go with it."""
     kernel = kinds.adopt(pair.local)
-    taken = kernel.number, kernel.waker.number
+    taken = kernel.number, kinds.waker_of(kernel).number
     ready = points.hold("op.ready")
     blocked = stage.blocked(kernel, RECV)
     sockets.abort(kernel, "the closer")

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
-from sharedsock.kernel import system
 from tests.descriptors import kinds
 
 
@@ -148,23 +147,6 @@ def test_adopt_of_ours_is_a_type_error_and_of_a_closed_one_is_10038() -> None:
     with pytest.raises(OSError) as caught:
         ss.adopt(plain)
     assert caught.value.winerror == 10038  # type: ignore[attr-defined]  # typeshed: Windows only
-
-
-@pytest.mark.fault("F-03")
-def test_adopt_without_a_number_for_the_waker_leaves_the_plain_socket_as_it_was(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full() -> int:
-        raise OSError(24, "no room")
-
-    left, right = socket.socketpair()
-    with left, right:
-        monkeypatch.setattr(system, "make_eventfd", full)
-        with pytest.raises(OSError):
-            ss.adopt(left)
-        monkeypatch.undo()
-        left.sendall(b"mine")
-        assert right.recv(4) == b"mine"
 
 
 # -- the functions of the module ----------------------------------------------------------------------------------
