@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Final
 from sharedsock.descriptors import table as _table  # noqa: F401
 from sharedsock.descriptors.stations import Station
 from sharedsock.kernel import numbers, polling
-from sharedsock.registry import connect
 
 if TYPE_CHECKING:
     from sharedsock.descriptors.stations import Request
@@ -410,6 +409,5 @@ def _at_exit() -> None:
         service.halt()
 
 
-connect.set_holding_hook(look_after)
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 atexit.register(_at_exit)

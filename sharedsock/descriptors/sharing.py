@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sharedsock.descriptors import closing, options, table, transfer
+from sharedsock.descriptors import closing, options, service, table, transfer
 from sharedsock.descriptors.descriptor import Closer, Descriptor
 from sharedsock.descriptors.providing import chain_of, spelled
 from sharedsock.kernel import numbers, sockets, system
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from sharedsock.registry.client import Claim, Client
 
 __all__ = ["duplicate", "flush", "lend", "mint", "minting", "redeem", "register", "revoke", "settle", "share"]
+
+# Nothing is held at a registry before this module is imported.
+connect.set_holding_hook(service.look_after)
 
 # magic, checksum, incarnation, secret; then the runtime path in UTF-8.
 _HEAD: Final = struct.Struct("4s16s16s32s")

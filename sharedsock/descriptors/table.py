@@ -12,7 +12,7 @@ import os
 import sys
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.descriptors import options
 from sharedsock.descriptors.providing import spelled
@@ -20,7 +20,6 @@ from sharedsock.kernel import numbers, operations, sockets
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone
 from sharedsock.model.identity import Holder, Statistics
-from sharedsock.registry import connect
 
 if TYPE_CHECKING:
     from sharedsock.descriptors.descriptor import Descriptor
@@ -45,6 +44,10 @@ __all__ = [
 # Weak: a descriptor that an interrupted call has made and nobody got must go. A WeakValueDictionary would take that out
 # at once, and cost five times as much for each opening and closing; here it stays as an empty reference for a while.
 _open: dict[DescriptorId, weakref.ref[Descriptor]] = {}
+_REGISTRIES: Final = "sharedsock.registry.connect"
+# The channels to registries whose locks the fork on its way has taken, if there are any.
+_forking: list[Any] = []
+
 _leaving: dict[DescriptorId, Descriptor] = {}
 # References of descriptors that were collected without close: the collector makes no registry call (F-114),
 # the next call that talks to a registry anyway gives them back.
@@ -178,18 +181,32 @@ def note_fork() -> None:
         _after_in_child()
 
 
+def _channels() -> Any:
+    """Return the module of the channels to registries, None while nobody has imported it: then there is no channel.
+
+    It takes a good part of the time of a first socket, which may never be shared.
+    """
+    module = sys.modules.get(_REGISTRIES)
+    return module if hasattr(module, "after_fork_in_child") else None  # not while another thread imports it
+
+
 def _before() -> None:
     try:
         if trace.hook is not None:
             trace.hit("fork.before")
     finally:  # a fork goes on, whatever its hooks raise
-        connect.fork_lock_acquire()
+        channels = _channels()
+        if channels is not None:
+            channels.fork_lock_acquire()
         numbers.gate.acquire()
+        _forking.append(channels)
 
 
 def _after_in_parent() -> None:
+    channels = _forking.pop()
     numbers.gate.release()
-    connect.fork_lock_release()
+    if channels is not None:
+        channels.fork_lock_release()
     if trace.hook is not None:
         trace.hit("fork.parent")
 
@@ -197,7 +214,10 @@ def _after_in_parent() -> None:
 def _after_in_child() -> None:
     numbers.drop_inherited()
     sockets.forget_retiring()
-    connect.after_fork_in_child()
+    _forking.clear()
+    channels = _channels()
+    if channels is not None:
+        channels.after_fork_in_child()
     _abandoned.clear()
     _leaving.clear()
     for descriptor in _all():

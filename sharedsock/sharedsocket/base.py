@@ -6,7 +6,7 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, Self
 
-from sharedsock.descriptors import launching, sharing, table
+from sharedsock.descriptors import starting, table
 from sharedsock.descriptors.transfer import OWN_TIMEOUT
 from sharedsock.kernel.system import DONTWAIT
 from sharedsock.model import trace
@@ -58,10 +58,12 @@ class SocketBase(PlainSocket):
 
     def _settle(self, descriptor: Descriptor) -> None:
         self._stand_on(table.enter(descriptor))
-        launching.install(SocketBase)
+        starting.install(SocketBase)
         if trace.hook is not None:
             trace.hit("open.registered", descriptor=descriptor.id)
         if _AUDITS:
+            from sharedsock.descriptors import sharing
+
             sharing.register(descriptor)
 
     def _stand_on(self, descriptor: Descriptor) -> None:

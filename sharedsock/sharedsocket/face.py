@@ -14,7 +14,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from sharedsock.descriptors import closing, options, providing, service, sharing, table, transfer
+from sharedsock.descriptors import closing, options, providing, service, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
 from sharedsock.kernel import conversation, operations, sockets
 from sharedsock.kernel.numbers import here
@@ -173,11 +173,15 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
 
         Source: LPWSPDUPLICATESOCKET.
         """
+        from sharedsock.descriptors import sharing  # a good part of a first socket's time: only who shares pays it
+
         info: bytes = sharing.share(self._descriptor, process_id, expires_s)
         return info
 
     def ticket(self) -> Ticket:
         """Mint a picklable ticket now; unpickling it anywhere gives a SharedSocket, once."""
+        from sharedsock.descriptors import sharing
+
         ticket: Ticket = sharing.share(self._descriptor, None, None, Ticket)
         return ticket
 
@@ -187,6 +191,8 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
         Raises:
             TicketError: no such process.
         """
+        from sharedsock.descriptors import sharing
+
         sharing.lend(self._descriptor, process_id)
 
     def references(self) -> int:
@@ -219,9 +225,13 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
 
     def dup(self) -> Self:
         """Open a second, independent descriptor of this process on the same socket."""
+        from sharedsock.descriptors import sharing
+
         return sharing.duplicate(self._descriptor, type(self)._over)
 
     def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        from sharedsock.descriptors import sharing
+
         return fromshare, (sharing.mint(self._descriptor),)
 
     def __getstate__(self) -> None:
@@ -376,9 +386,13 @@ def fromshare(info: bytes) -> SharedSocket:
 
     Source: LPWSPSOCKET with FROM_PROTOCOL_INFO.
     """
+    from sharedsock.descriptors import sharing
+
     return sharing.redeem(info, SharedSocket._over)
 
 
 def revoke(info: bytes) -> bool:
     """Take an unclaimed ticket back; report whether there was one. If it was the last reference, the socket ends."""
+    from sharedsock.descriptors import sharing
+
     return sharing.revoke(info)

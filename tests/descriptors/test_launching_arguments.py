@@ -317,9 +317,9 @@ def test_a_closed_socket_among_the_arguments(
 @pytest.mark.fault("F-89")
 def test_the_seam_is_put_in_once() -> None:
     """However often it is asked for, and also in the child of a fork in the middle of it."""
+    launching.install(ss.SharedSocket)
     before = {launcher: vars(launcher)["_launch"] for launcher in launching._seams}
     assert len(before) == 3
-    launching.install(ss.SharedSocket)
     launching._installed = False
     launching.install(ss.SharedSocket)
     assert {launcher: vars(launcher)["_launch"] for launcher in launching._seams} == before
