@@ -14,7 +14,7 @@ from sharedsock.pytest_plugin.fixtures import (
     tcp_listener_factory,
     unix_listener,
 )
-from sharedsock.pytest_plugin.marks import asks_for_something, declare_marks
+from sharedsock.pytest_plugin.marks import asks_for_something, declare_marks, has_timeout
 from sharedsock.pytest_plugin.options import add_options, check_words, read_settings
 from sharedsock.pytest_plugin.session import SESSION, Beats, Session, Tests
 
@@ -73,6 +73,9 @@ class _Arming:
         settings = self._session.settings
         if settings.leaks or settings.hang_timeout_s or any(map(asks_for_something, session.items)):
             self.arm()
+        # Every worker collects all tests, so all of them are on the page of a hang, whoever runs the test that does.
+        if self._session.worker and any(map(has_timeout, session.items)):
+            assert self._session.run is not None
 
     def arm(self) -> None:
         """Take part in the tests."""

@@ -12,7 +12,16 @@ import pytest
 
 from sharedsock.pytest_plugin.options import kinds_of, seconds_of, start_of
 
-__all__ = ["FIXTURES", "KnownLeak", "Wishes", "asks_for_something", "declare_marks", "known_leaks", "wishes_of"]
+__all__ = [
+    "FIXTURES",
+    "KnownLeak",
+    "Wishes",
+    "asks_for_something",
+    "declare_marks",
+    "has_timeout",
+    "known_leaks",
+    "wishes_of",
+]
 
 FIXTURES: Final = frozenset(
     {"actors", "shared_socket_factory", "tcp_listener", "tcp_listener_factory", "unix_listener"}
@@ -100,6 +109,11 @@ def asks_for_something(item: pytest.Item) -> bool:
     if not FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
         return True
     return item.get_closest_marker("sharedsock") is not None or item.get_closest_marker("known_leak") is not None
+
+
+def has_timeout(item: pytest.Item) -> bool:
+    """Report whether a marker of ours gives a test a time."""
+    return any(mark.kwargs.get("timeout") for mark in item.iter_markers("sharedsock"))
 
 
 def _joined(value: Any) -> str:

@@ -86,6 +86,25 @@ def test_a_deadlock_prints_the_merged_page_and_ends_the_run(
     assert pids_with(str(sessions.directory)) == []
 
 
+def test_where_a_marker_has_a_time_every_worker_is_on_the_page(session: Callable[..., Any]) -> None:
+    """Also the one whose tests ask for nothing of ours; each of them waits for ever, so both workers are there."""
+    done = session(
+        """
+        import threading, pytest
+
+        @pytest.mark.sharedsock(timeout=2)
+        def test_marked(): threading.Event().wait()
+
+        def test_other(): threading.Event().wait()
+        """,
+        "-n2",
+    )
+    assert done.code != 0
+    page = done.out.partition("======== sharedsock: ")[2].partition("======== end of the page")[0]
+    assert sorted(re.findall(r"^process \d+ (gw\d), child of", page, re.M)) == ["gw0", "gw1"], done.out
+    assert "in test_marked" in page
+
+
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "controller"])
 def test_a_hang_outside_of_any_test_is_noticed_as_well(
     session: Callable[..., Any], sessions: Any, workers: tuple[str, ...]
