@@ -147,6 +147,10 @@ class Transfers(Requests):
 
         try:
             return wait_once_or_with_hook(descriptor, attempt)
+        except BlockingIOError as error:
+            if events.is_registered(descriptor):
+                events.reenable(descriptor, FD_WRITE)
+            raise translated(error) from error
         except OSError as error:
             raise translated(error) from error
 

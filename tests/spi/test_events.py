@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,6 +127,21 @@ def test_fd_write_comes_after_connecting_and_when_space_returns_after_a_10035(en
         assert is_silent(event)
         while sent:
             sent -= len(far.recv(1 << 16))
+        assert happened(s, event, FD_WRITE) == {FD_WRITE: 0}
+        spi.WSPCloseSocket(s)
+
+
+@pytest.mark.rule("EVENT-7")
+def test_fd_write_comes_again_after_a_message_found_no_room(started: None, event: int, tmp_path: Path) -> None:
+    entry = next(info for info in spi.WSCEnumProtocols() if info.szProtocol == "Unix datagram")
+    s = spi.WSPSocket(entry.iAddressFamily, entry.iSocketType, 0, entry)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as far:
+        far.bind(str(tmp_path / "far"))
+        spi.WSPEventSelect(s, event, FD_WRITE)
+        assert happened(s, event, FD_WRITE) == {FD_WRITE: 0}
+        while not code_of(spi.WSPSendTo, s, [b"x"], 0, far.getsockname()):
+            assert is_silent(event), "not for a message that found room"
+        far.recv(1)
         assert happened(s, event, FD_WRITE) == {FD_WRITE: 0}
         spi.WSPCloseSocket(s)
 
