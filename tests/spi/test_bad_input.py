@@ -24,7 +24,7 @@ from sharedsock.model.winsock import (
 from sharedsock.spi import WSAOVERLAPPED, handles
 from sharedsock.spi.catalog import provider_of
 from sharedsock.spi.provider import CALLS_ON_A_SOCKET
-from tests.spi.parties import Entries, code_of, recv
+from tests.spi.parties import Entries, base_entry, code_of, installed, recv
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "WSPAccept": (),
@@ -81,6 +81,19 @@ def test_what_is_no_handle_is_10038_from_every_call(registry: Any, started: None
             provider.WSPCleanup()
             code_of(spi.WSPCloseSocket, theirs)
         code_of(spi.WSPCloseSocket, open_)
+
+
+@pytest.mark.rule("NONIFS-3", "CLOSE-2")
+def test_a_layer_knows_its_own_handles(started: None, registry: Any) -> None:
+    """Two layers stand on one base provider, which would take either's lower handle: each refuses the other's."""
+    with installed(spi.Tracing, base_entry()) as one, installed(spi.Chaos, base_entry()) as other:
+        s, theirs = (spi.WSPSocket(AF_INET, SOCK_STREAM, 0, info) for info in (one, other))
+        provider = provider_of(one.dwCatalogEntryId)
+        for name in CALLS_ON_A_SOCKET:
+            assert code_of(getattr(provider, name), theirs, *ARGUMENTS[name]) == 10038, name
+        assert code_of(provider.WSPSelect, [theirs], None, None, 0.0) == 10038
+        for handle in (s, theirs):
+            spi.WSPCloseSocket(handle)
 
 
 @pytest.mark.rule("SHUT-6", "SHUT-7", "SELECT-1")
