@@ -20,6 +20,9 @@ from functools import partial
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, seed, settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.strategies import randoms
 
 import sharedsock as ss
 from sharedsock.testing import Aborted, Actor, ActorRaised, Actors, Pending, Received
@@ -28,12 +31,17 @@ from tests.descriptors import kinds, sharers
 
 SEQUENCES: Final = 200
 PARTS: Final = 4
-SMALL: Final = 4
+SMALL: Final = 12
 STEPS: Final = 40
 COMPANY: Final = 3
 KINDS: Final = ("tcp4", "unix-stream")
 WSAEINVAL: Final = 10022
 _names: Final = itertools.count(1)
+
+
+def _new_name() -> str:
+    """Return a name for a descriptor; they sort as they were made, so that a choice is the same when it is replayed."""
+    return f"s{next(_names):08}"
 
 
 @dataclass(eq=False)
@@ -70,7 +78,6 @@ class History:
         self._dice = dice
         self._known: list[Known] = []
         self._used: list[Out] = []
-        self.steps: list[str] = []
 
     def _company(self) -> list[Actor]:
         alive = [actor for actor in self._actors if actor.is_alive]
@@ -87,7 +94,7 @@ class History:
         """Open a socket, and give it to one actor."""
         if len([known for known in self._known if not known.is_over]) >= 3:
             return
-        actor, name = self._dice.choice(self._company()), f"s{next(_names)}"
+        actor, name = self._dice.choice(self._company()), _new_name()
         pair = kinds.pair_of(self._dice.choice(KINDS))
         made = pair.__enter__()
         actor.do("take", made.local.share(actor.pid), on=name)
@@ -111,7 +118,7 @@ class History:
             for other in self._company():
                 if other is not out.target:
                     self._refused(other, out)
-        name = f"s{next(_names)}"
+        name = _new_name()
         out.target.do("take", out.info, on=name)
         known.tickets.remove(out)
         known.descriptors.add((out.target, name))
@@ -207,7 +214,7 @@ class History:
 
     def _refused(self, actor: Actor, out: Out) -> None:
         with pytest.raises(ActorRaised) as refused:
-            actor.do("take", out.info, on=f"s{next(_names)}")
+            actor.do("take", out.info, on=_new_name())
         assert refused.value.outcome.winerror == WSAEINVAL
 
     def _received(self, known: Known, outcome: object) -> None:
@@ -221,16 +228,10 @@ class History:
             assert known.waiting[2].outcome() == Aborted(10004)
             known.waiting = None
 
-    def step(self) -> None:
+    def carry_out(self, name: str, dice: random.Random) -> None:
         """Carry out one rule, and compare."""
-        rules = [
-            *[self.open, self.redeem, self.close] * 2,
-            *[self.share] * 3,
-            *[self.redeem_again, self.revoke, self.kill, self.send, self.send, self.receive, self.answer, self.wait],
-        ]
-        rule = self._dice.choice(rules)
-        self.steps.append(rule.__name__)
-        rule()
+        self._dice = dice
+        getattr(self, name)()
         self.check()
 
     def check(self) -> None:
@@ -261,17 +262,113 @@ class History:
                 known.descriptors.discard((actor, name))
                 self._after_the_close_of(known, actor, name)
             for out in list(known.tickets):
-                name = f"s{next(_names)}"
+                name = _new_name()
                 out.target.do("take", out.info, on=name)
                 out.target.close(on=name)
                 known.tickets.remove(out)
         self.check()
+
+    def abandon(self) -> None:
+        """Leave nothing behind, whatever is true."""
+        for actor in self._actors:
+            if actor.is_alive:
+                actor.kill()
+        for known in self._known:
+            if not known.is_over:
+                known.pair.__exit__(None, None, None)
+
+
+RULES: Final = (
+    "open",
+    "share",
+    "redeem",
+    "redeem_again",
+    "revoke",
+    "close",
+    "kill",
+    "send",
+    "receive",
+    "answer",
+    "wait",
+)
 
 
 @pytest.fixture
 def actors() -> Iterator[Actors]:
     with Actors("fork") as company:
         yield company
+
+
+class Histories(RuleBasedStateMachine):
+    """Every rule of a history, chosen by hypothesis, which makes a failing history as short as it can.
+
+    Attributes:
+        actors: the company of the test; set in a class of its own.
+    """
+
+    actors: Actors
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._history = History(self.actors, random.Random(0))
+        self._has_failed = False
+
+    def _do(self, name: str, dice: random.Random) -> None:
+        try:
+            self._history.carry_out(name, dice)
+        except BaseException:
+            self._has_failed = True
+            raise
+
+    @initialize(dice=randoms(use_true_random=False))
+    def first(self, dice: random.Random) -> None:
+        """Without a socket most rules do nothing."""
+        self._do("open", dice)
+
+    def teardown(self) -> None:
+        """Close everything, and compare once more; behind a failure only clean up for the next try."""
+        if self._has_failed:
+            self._history.abandon()
+        else:
+            self._history.end()
+
+
+def _rule_named(name: str) -> Any:
+    def carry_out(self: Histories, dice: random.Random) -> None:
+        self._do(name, dice)
+
+    carry_out.__name__ = name  # as it is told of a history that fails
+    return rule(dice=randoms(use_true_random=False))(carry_out)
+
+
+for _name in RULES:
+    setattr(Histories, _name, _rule_named(_name))
+
+
+def play_histories(actors: Actors, count: int, seeded: int | None = None) -> int:
+    """Play so many histories of STEPS steps at most; return how many there were, those cut short by a choice as well.
+
+    Args:
+        seeded: what the choices follow from; None: always the same.
+    """
+    played: list[None] = []
+
+    class Company(Histories):
+        def __init__(self) -> None:
+            played.append(None)
+            super().__init__()
+
+    Company.actors = actors
+    chosen = settings(
+        max_examples=count,
+        stateful_step_count=STEPS,
+        derandomize=seeded is None,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    run_state_machine_as_test(Company if seeded is None else seed(seeded)(Company), settings=chosen)
+    return len(played)
 
 
 @pytest.mark.rule("DUP-3", "DUP-5", "DUP-12", "DUP-13", "REF-1", "REF-5", "EXIT-1")
@@ -284,17 +381,33 @@ def actors() -> Iterator[Actors]:
     ],
 )
 def test_random_histories(sequences: int | None, actors: Actors, run: Run) -> None:
-    count = sequences or run.rounds(SEQUENCES // PARTS)
-    for _ in range(count):
-        history = History(actors, run.dice)
-        try:
-            for _ in range(STEPS):
-                history.step()
-            history.end()
-        except BaseException:
-            print("steps:", " ".join(history.steps))  # noqa: T201  # shown with the failure
-            raise
-        run.note(sequences=1, steps=len(history.steps))
+    if sequences is not None:
+        play_histories(actors, sequences)
+    else:
+        run.note(sequences=play_histories(actors, run.rounds(SEQUENCES // PARTS), run.dice.getrandbits(64)))
+
+
+@pytest.mark.campaign
+def test_a_failing_history_is_made_short(actors: Actors, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ticket that the model forgets is found, and told with the two steps it takes."""
+    real = History.share
+
+    def forgetful(history: History) -> None:
+        real(history)
+        for known in history._known:
+            known.tickets.clear()
+
+    monkeypatch.setattr(History, "share", forgetful)
+    monkeypatch.setattr(History, "kill", lambda history: None)  # a death is counted a moment later
+    monkeypatch.setattr(sharers, "wait_until", _expect_now)
+    with pytest.raises(AssertionError, match="I2") as caught:
+        play_histories(actors, 20)
+    steps = [note for note in caught.value.__notes__ if note.startswith("state.") and "(" in note]
+    assert [step.partition("(")[0] for step in steps if "teardown" not in step] == ["state.first", "state.share"]
+
+
+def _expect_now(condition: Any, what: str, bound_s: float = 0.0) -> None:
+    assert condition(), what
 
 
 def test_the_model_notices(actors: Actors) -> None:
