@@ -49,8 +49,12 @@ def in_words(place: Place) -> str:
     if place is None:
         return ":0 in "
     code, instruction = place
-    lines = (line for first, end, line in code.co_lines() if first <= instruction < end and line is not None)
-    return f"{code.co_filename}:{next(lines, code.co_firstlineno)} in {code.co_name}"
+    found = code.co_firstlineno
+    for first, end, line in code.co_lines():  # no generator: an interrupt as it is dropped would be printed and lost
+        if first <= instruction < end and line is not None:
+            found = line
+            break
+    return f"{code.co_filename}:{found} in {code.co_name}"
 
 
 class Closer:
