@@ -210,9 +210,12 @@ def redeem(info: bytes, into: Callable[[Descriptor], T]) -> T:
             trace.hit("take.wrapped", descriptor=fresh.id)
         fresh.socket_id, fresh.slot, fresh.chain = facts.socket, claim.slot, chain
         client.on_reconnect = table.announce_again
-        client.acknowledge(claim, fresh.facts())
+        client.acknowledge(claim, fresh.facts(), posted=True)
         fresh.client = client
-        return into(table.enter(fresh))
+        table.enter(fresh)
+        if not client.is_from(claim):  # another one has come meanwhile, and has been told of all but this one
+            table.announce_again(client)
+        return into(fresh)
     except BaseException as error:
         if fresh is not None and claims and _is_counted(client, claims[0], fresh, error):
             fresh.client = client

@@ -1,13 +1,14 @@
 """Who and what: process instances, holders, sockets, descriptors, and the values that describe them.
 
 A bare pid can be reused, so a process is its pid and start time, and a holder adds a nonce (rule 9). A socket is
-its SO_COOKIE: the same in every process that holds it, never given to another (rule 16). All values are frozen.
+its SO_COOKIE: the same in every process that holds it, never given to another (rule 16). All values are frozen. What
+every request looks up in a table is a named tuple: a dataclass would hash in Python, each time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import NamedTuple, NewType
 
 __all__ = [
     "DescriptorFacts",
@@ -29,16 +30,14 @@ SocketId = NewType("SocketId", int)
 """The underlying socket: its SO_COOKIE (64 bits), or dev << 64 | inode where the kernel has none."""
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessId:
+class ProcessId(NamedTuple):
     """One process instance: the pid, and when it started in clock ticks since boot (0 where unknown)."""
 
     pid: int
     start_ticks: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class HolderId:
+class HolderId(NamedTuple):
     """A process instance as the registry knows it. The nonce (16 bytes) tells a forked child from its parent."""
 
     process: ProcessId

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.model import trace
@@ -38,6 +38,7 @@ from sharedsock.registry.numbers import forget_number
 from sharedsock.registry.parcels import Waiter
 
 if TYPE_CHECKING:
+    from sharedsock.registry.exchange import Exchange
     from sharedsock.registry.page import CommonState
 
 __all__ = ["T_RPC_S", "Claim", "Client"]
@@ -72,6 +73,7 @@ class Claim:
         slot: the socket's place in the common state.
         target_bound: whether the ticket was for this process alone.
         incarnation: the registry that granted it.
+        channel: what it came over.
         chain: the providers under the Python face; a peer's text, to be checked before it is believed.
     """
 
@@ -82,10 +84,15 @@ class Claim:
     target_bound: bool
     incarnation: bytes = b""
     chain: str = ""
+    channel: Exchange | None = field(default=None, repr=False, compare=False)
 
 
 class Client(Link):
     """This process's calls to one registry; made by `connect.default_client` and `connect.client_of`."""
+
+    def __init__(self, runtime: str, key: bytes | None = None, *, starts: bool = False) -> None:
+        super().__init__(runtime, key, starts=starts)
+        self._closing: dict[DescriptorId, Exchange | None] = {}  # begun: over which channel
 
     def announce(self, socket: SocketFacts, descriptor: DescriptorFacts, *, chain: str = "") -> int:
         """Have one descriptor counted; return the socket's place in the common state. Idempotent.
@@ -202,7 +209,16 @@ class Client(Link):
             if facts is None or facts.socket != socket:
                 raise TicketInvalid("the registry sent something else than the ticket's socket")
             claims.append(
-                Claim(number, numbers[0], facts, self._place(slot), target_bound, self._session.incarnation, chain)
+                Claim(
+                    number,
+                    numbers[0],
+                    facts,
+                    self._place(slot),
+                    target_bound,
+                    self._session.incarnation,
+                    chain,
+                    waiter.exchange,
+                )
             )
             return claims[before]
         except BaseException as error:
@@ -224,16 +240,20 @@ class Client(Link):
             with contextlib.suppress(OSError):
                 self._request(_STATISTICS, (), timeout_s=_SETTLE_S)
 
-    def acknowledge(self, claim: Claim, descriptor: DescriptorFacts) -> None:
+    def acknowledge(self, claim: Claim, descriptor: DescriptorFacts, *, posted: bool = False) -> None:
         """The claim's descriptor is usable: the ticket's reference becomes the descriptor's.
 
         Idempotent, and tried once more when the reply is lost.
+
+        Args:
+            posted: do not wait for it, where nothing can come between: over the channel the claim came over it is good.
         """
         forget_number(claim.fd)
         try:
             self._hold(descriptor.descriptor)
             try:
-                self._acknowledge(claim, descriptor)
+                if not posted or not self._post(claim.channel, _ACK, claim.number, *_said_of(descriptor)):
+                    self._acknowledge(claim, descriptor)
             except RegistryGone:
                 self._acknowledge(claim, descriptor)
         except BaseException:
@@ -241,6 +261,17 @@ class Client(Link):
             raise
         if trace.hook is not None:
             trace.hit("take.acked", number=claim.number)
+
+    def is_from(self, claim: Claim) -> bool:
+        """Say whether the registry that granted a claim is still the one this process has told what it holds."""
+        return self._session.incarnation == claim.incarnation
+
+    def _post(self, channel: Exchange | None, shape: Shape, *values: Any) -> bool:
+        """Post what has to be done over a channel, if that is still this process's; report whether it was sent."""
+        session = self._session
+        if channel is None or session.channel is not channel or session.pid != os.getpid():
+            return False
+        return channel.post_surely(shape, *values)
 
     def _acknowledge(self, claim: Claim, descriptor: DescriptorFacts) -> None:
         values = claim.number, *_said_of(descriptor)
@@ -264,15 +295,20 @@ class Client(Link):
         """
         try:
             (is_last,) = self._call(_BEGIN_CLOSE, descriptor)
+            self._closing[descriptor] = self._session.channel
             return bool(is_last)
         except NotASocket:
             self._let_go(descriptor)
             raise
 
     def end_close(self, descriptor: DescriptorId) -> None:
-        """The descriptor's kernel file is closed: give the reference back. Idempotent."""
+        """The descriptor's kernel file is closed: give the reference back. Idempotent.
+
+        Not waited for where the same channel has just carried the begin-close: then it is good.
+        """
         try:
-            self._call(_END_CLOSE, descriptor)
+            if not self._post(self._closing.pop(descriptor, None), _END_CLOSE, descriptor):
+                self._call(_END_CLOSE, descriptor)
         finally:
             self._let_go(descriptor)
 
@@ -290,6 +326,7 @@ class Client(Link):
 
     def cancel_close(self, descriptor: DescriptorId) -> None:
         """The close was refused: the descriptor is open again."""
+        self._closing.pop(descriptor, None)
         self._call(_CANCEL_CLOSE, descriptor)
 
     def lend(self, socket: SocketId, descriptor: DescriptorId, target: int) -> None:

@@ -6,7 +6,8 @@ long holds up nobody, end-of-file reaches all waiters at once, and a late, doubl
 (F-78, F-113). Mostly a caller is alone: it is the leader before it has sent anything, what it reads is its reply, and
 nothing need be made for others to find it (`ask_alone`).
 
-A *posted* request has the id 0: it is not answered, and done before anything that this process says later.
+A *posted* request has the id 0: it is not answered, and done before anything that this process says later. Where it has
+to be done it is kept until a later reply shows that it was; a channel made anew to the same registry says it again.
 
 Nothing here relies on luck when a KeyboardInterrupt lands between two steps: what a step takes is in an object that
 existed before it (a `Waiter`, a `Parcel`), each step can be done twice, and the `finally` that undoes it is doubled.
@@ -42,6 +43,7 @@ _SEND: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _POINTS: Final = {Code.ISSUE: "share.fd_sent", Code.CLAIM: "take.sent"}
 _REFUSE: Final = SHAPES[Code.REFUSE]
 _REPLIES: Final = {code: SHAPES[shape.reply] for code, shape in SHAPES.items() if shape.reply is not None}
+Posted = tuple[Shape, tuple[Any, ...]]
 _KEY: Final = 0
 _FULL: Final = (errno.EAGAIN, errno.ETOOMANYREFS, errno.ENOBUFS, errno.ENOMEM)
 
@@ -76,6 +78,7 @@ class Exchange:
         self._poller = select.poll()  # the leader's
         self._poller.register(self._number, select.POLLIN)
         self._ids = itertools.count(1)
+        self._posted: dict[int, Posted] = {}  # what has to be done, and may not have been yet
 
     def ask_alone(
         self, shape: Shape, values: tuple[Any, ...], timeout_s: float, fd: int | None = None
@@ -131,6 +134,8 @@ class Exchange:
             if data[:HEAD_SIZE] == reply.head:
                 found = reply.unpack(data)
                 if found[0] == request:
+                    if self._posted:
+                        self._confirm(request)
                     return reply, found[1:]
         except (struct.error, ProtocolError):  # `_deliver` finds out what is wrong with it
             pass
@@ -179,6 +184,26 @@ class Exchange:
             return False
         finally:
             self._leave(waiter)
+
+    def post_surely(self, shape: Shape, *values: Any) -> bool:
+        """Post a request that has to be done; report whether it was sent. Not while another thread waits for a reply.
+
+        Should the channel end before anything shows that it has been done, it is in `undone()`.
+        """
+        if self._pending or not self.post(shape, *values):
+            return False
+        # Drawn once it has been sent: whatever is asked with a later id comes to the registry behind it.
+        self._posted[self._next()] = shape, values
+        return True
+
+    def _confirm(self, request: int) -> None:
+        """A request has been answered: what was posted before it is done."""
+        for number in [number for number in self._posted.copy() if number < request]:
+            self._posted.pop(number, None)
+
+    def undone(self) -> list[Posted]:
+        """Return what was posted and may not have been done."""
+        return list(self._posted.copy().values())
 
     @property
     def is_led(self) -> bool:
@@ -308,6 +333,8 @@ class Exchange:
                 return
         if parcel.request not in self._taking and parcel.answer[0].code is not Code.CLAIMED:
             parcel.close()
+        if self._posted:
+            self._confirm(parcel.request)
         if parcel.owner is None:
             found = self._pending.get(parcel.request)
             parcel.owner = found if found is not None and not found.inbox else _NOBODY

@@ -19,6 +19,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.model.errors import RegistryGone, from_errno, with_winerror
@@ -85,6 +86,13 @@ class _Session:
         self.held: set[DescriptorId] = set()
         self.retired = False
         self.heirs: dict[int, _Session] = {}
+
+    def forget_old_pages(self) -> None:
+        """Keep the registry's page and that of the one before it."""
+        # Not in the midst of connecting: the cleanup of a comprehension that is compiled in place (3.12 on) is, like
+        # the beginning of a `try`, in no exception table.
+        for generation in [known for known in self.pages if known < self.generation - 1]:
+            self.pages.pop(generation, None)
 
 
 class Link:
@@ -286,9 +294,14 @@ class Link:
             raise
 
     def _connect(self, session: _Session, start: bool, deadline: float) -> Exchange:
-        channel = self._reach(session, start, deadline)
+        before = session.channel
+        made: list[Exchange] = []
         try:
-            session.fresh = channel
+            made.extend(starmap(self._reach, ((session, start, deadline),)))  # no step between that could lose it
+            channel = session.fresh = made[0]
+            if before is not None and session.known_to == session.incarnation:
+                for shape, values in before.undone():
+                    channel.post_surely(shape, *values)
             # The same registry has kept what we announced (a channel is not a life); another one knows nothing.
             if session.known_to not in (b"", session.incarnation) and self.on_reconnect is not None:
                 self.on_reconnect(self)
@@ -296,12 +309,12 @@ class Link:
                 session.pipe.renew()
                 self._call(_RECOVERED)  # that was all: it need not wait for us any more
             session.known_to = session.incarnation
-            for generation in [known for known in session.pages if known < session.generation - 1]:
-                session.pages.pop(generation, None)
+            session.forget_old_pages()
             session.channel = channel
             return channel
         except BaseException:
-            channel.end()
+            for channel in made:
+                channel.end()
             raise
         finally:
             session.fresh = None

@@ -292,6 +292,9 @@ class RegistryServer:
         """Drop what the processes had whose deaths liveness has found."""
         for process in self.liveness.take_dead():
             for channel in [c for c in (*self._reception.strangers, *self._clients.values()) if c.process == process]:
+                if channel.holder is not None:  # what it had posted was done, as far as it knew
+                    self._hear(channel, READ)
+                    channel.settle()
                 self._drop(channel)
             self._programs.forget(process, lambda holder: self._look_at_pipe(holder.nonce))
             self.ledger.reap(process)

@@ -220,6 +220,7 @@ def test_an_acknowledgement_counts_once(
             with pytest.raises(ss.TicketInvalid):
                 client.refuse(claim)
 
+    monkeypatch.setattr(Client, "_post", lambda *arguments: False)  # it has to wait for the reply
     monkeypatch.setattr(Client, "_acknowledge", acknowledge)
     with ss.fromshare(ours.share(os.getpid())) as redeemed:
         assert ours.references() == redeemed.references() == 2
@@ -240,6 +241,7 @@ def test_an_acknowledgement_nobody_answers_is_given_back(
 
     info = ours.share(os.getpid())
     with monkeypatch.context() as patch:
+        patch.setattr(Client, "_post", lambda *arguments: False)  # it has to wait for the reply
         patch.setattr(Client, "_acknowledge", acknowledge)
         with pytest.raises(RegistryGone):
             ss.fromshare(info)

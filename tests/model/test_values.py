@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -26,8 +26,8 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_value_is_frozen_hashable_and_picklable(value: Any) -> None:
-    first = fields(value)[0].name
-    with pytest.raises(FrozenInstanceError):
+    first = type(value).__match_args__[0]
+    with pytest.raises(AttributeError if isinstance(value, tuple) else FrozenInstanceError):
         setattr(value, first, None)
     twin = pickle.loads(pickle.dumps(value))
     assert twin == value

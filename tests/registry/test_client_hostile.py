@@ -226,6 +226,43 @@ def test_an_acknowledgement_whose_reply_is_lost_is_tried_once_more(tmp_path: Pat
     peer.close()
 
 
+@pytest.mark.fault("F-32", "F-63")
+@pytest.mark.parametrize("lost", [True, False], ids=["lost with its channel", "done"])
+def test_what_is_posted_is_said_again_over_a_new_channel_unless_it_is_known_to_be_done(
+    tmp_path: Path, lost: bool
+) -> None:
+    """Nobody waits for it, so a channel that ends before a later reply may have taken it along."""
+    ours, peer = socket.socketpair()
+    hangs_up = [True]
+
+    def answer(message: Message, numbers: list[int]) -> list[Reply] | None:
+        if message.code is Code.CLAIM:
+            return [(claimed(message, facts_of(ours)), [ours.fileno()])]
+        if message.code is Code.BEGIN_CLOSE:
+            return [(encode(Code.FLAG, message.request, value=False), [])]
+        if message.code is Code.REFERENCES and hangs_up:
+            hangs_up.pop()
+            return None
+        return [] if message.request == 0 else [(encode(Code.NUMBER, message.request, value=1), [])]
+
+    def call(client: Client) -> None:
+        claim = client.claim(SECRET)
+        client.acknowledge(claim, facts(3), posted=True)
+        os.close(claim.fd)
+        client.begin_close(DescriptorId(3))  # its reply shows that the acknowledgement is done
+        if lost:
+            client.end_close(DescriptorId(3))
+        with pytest.raises(RegistryGone):
+            client.references(SocketId(1))
+        assert client.references(SocketId(1)) == 1
+
+    heard = _ask(tmp_path, answer, call)
+    posted = [(message.code, message.values) for message in heard if message.request == 0]
+    assert [code for code, _ in posted if code is not Code.BYE] == [Code.ACK, *[Code.END_CLOSE] * (2 if lost else 0)]
+    ours.close()
+    peer.close()
+
+
 @pytest.mark.fault("F-104", "F-113")
 @pytest.mark.parametrize(
     "bytes_",
