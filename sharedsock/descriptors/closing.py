@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Final
 from sharedsock.descriptors import lingering, naming, options, service, table
 from sharedsock.descriptors.descriptor import Closer, calling_place
 from sharedsock.kernel import numbers, sockets
+from sharedsock.kernel.system import unread_bytes
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone, from_errno
 
@@ -255,8 +256,12 @@ class _Closing:
             return False
         kernel = self.kernel
         assert kernel is not None, "begin() has said yes"
-        if not lingering.has_nothing(kernel.number):
-            return False
+        try:
+            if unread_bytes(kernel.number):
+                return False
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a listener has none; EBADF: somebody has closed the number
+                return False
         table.leave(descriptor)
         sockets.close_alone(kernel)
         return True

@@ -36,6 +36,7 @@ __all__ = ["Closer", "Descriptor", "Face", "Place", "calling_place", "draw_id", 
 
 # Frames of these are not where a user opened or closed something: this package, and the stdlib's own socket module.
 _OURS: Final = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, str(socket.__file__))
+_our_files: Final[set[str]] = set()
 
 draw_id: Final = cast("Callable[[], DescriptorId]", itertools.count(1).__next__)
 """Draw a number that no descriptor of this process has, had or will have."""
@@ -96,8 +97,10 @@ def calling_place(depth: int = 1) -> Place:
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         code = frame.f_code
-        if not code.co_filename.startswith(_OURS):
-            return code, frame.f_lasti
+        if code.co_filename not in _our_files:
+            if not code.co_filename.startswith(_OURS):
+                return code, frame.f_lasti
+            _our_files.add(code.co_filename)
         frame = frame.f_back
     return None
 

@@ -13,7 +13,6 @@ A Unix stream is its peer's queue from the moment it is sent, so there only the 
 from __future__ import annotations
 
 import _socket
-import errno
 import select
 import socket
 import struct
@@ -27,7 +26,7 @@ from sharedsock.model.linger import CloseAction, close_action
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["DRAIN_BOUND_S", "end", "has_nothing", "has_unsent", "reset"]
+__all__ = ["DRAIN_BOUND_S", "end", "has_unsent", "reset"]
 
 DRAIN_BOUND_S: Final = 0.2
 _LINGER: Final = struct.Struct("ii")
@@ -60,14 +59,6 @@ def has_unsent(view: _Socket) -> bool:
         return _is_tcp(view) and system.unsent_bytes(view.fileno()) > 0
     except OSError:  # EINVAL: a listener queues nothing
         return False
-
-
-def has_nothing(number: int) -> bool:
-    """Whether nothing has arrived that nobody has read, so that DONTLINGER is close() and nothing else."""
-    try:
-        return system.unread_bytes(number) == 0
-    except OSError as error:  # EINVAL: a listener takes nothing in. EBADF: somebody has closed the number
-        return error.errno == errno.EINVAL
 
 
 def end(

@@ -10,10 +10,12 @@ import functools
 import multiprocessing.process
 from typing import Any, Final
 
-__all__ = ["install"]
+__all__ = ["install", "is_installed"]
 
 _PROCESS: Final[Any] = multiprocessing.process.BaseProcess  # typeshed does not say that a method can be replaced
-_installed = False
+
+is_installed = False
+"""Whether that has been done."""
 
 
 def install(face: type) -> None:
@@ -22,9 +24,7 @@ def install(face: type) -> None:
     Args:
         face: the class whose instances are handed over.
     """
-    global _installed
-    if _installed:
-        return
+    global is_installed
     start = _PROCESS.start
 
     @functools.wraps(start)
@@ -35,4 +35,4 @@ def install(face: type) -> None:
         start(process)
 
     _PROCESS.start = start_with_seam
-    _installed = True
+    is_installed = True

@@ -57,8 +57,10 @@ class SocketBase(PlainSocket):
         return shared
 
     def _settle(self, descriptor: Descriptor) -> None:
-        self._stand_on(table.enter(descriptor))
-        starting.install(SocketBase)
+        table.enter(descriptor)
+        self._stand_on(descriptor)
+        if not starting.is_installed:
+            starting.install(SocketBase)
         if trace.hook is not None:
             trace.hit("open.registered", descriptor=descriptor.id)
         if _AUDITS:
