@@ -295,6 +295,9 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
             return
         if trace.hook is not None:
             trace.hit("del", descriptor=descriptor.id)
+        if sys.is_finalizing():  # whether it comes before our modules are emptied is chance, and the exit closes it
+            closing.collect(descriptor)
+            return
         try:
             text = f"unclosed {self!r}, opened at {descriptor.opened_at}"
             warnings.warn(text, ResourceWarning, source=self, stacklevel=3)

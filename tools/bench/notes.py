@@ -10,10 +10,10 @@ NOTES: Final = {
     "P1": "two system calls where a blocking socket makes one. Bare poll {socket, waker} and recv() in one Python "
     "frame, C send(): 0.85 TCP, 0.88 UNIX; with a Python frame around send() as well 0.81: the ceiling without C. "
     "Tried: an epoll set (-0.02), a row per receive for pending_operations() (-0.06), its clock alone (-0.02), storing "
-    "what was taken in a dict (-0.06), poll and recv chained in C iterators (-0.04), select() (-0.04). The ceiling moves "
-    "with the machine: on a second one the same two frames gave 0.81 TCP and 0.74 UNIX, a settimeout() socket 0.79 and "
-    "0.72, ours 0.76 and 0.72. There an epoll set instead of poll gave 0.84 and 0.86 (0.69 to 0.90): not tried yet in "
-    "a conversation.",
+    "what was taken in a dict (-0.06), poll and recv chained in C iterators (-0.04), select() (-0.04). The ceiling "
+    "moves with the machine: on a second one the same two frames gave 0.81 TCP and 0.74 UNIX, a settimeout() socket "
+    "0.79 and 0.72, ours 0.76 and 0.72. There an epoll set instead of poll gave 0.84 and 0.86 (0.69 to 0.90): not tried "
+    "yet in a conversation.",
     "P2": "as P1; what we gain on settimeout() is that it polls before each send as well.",
     "P3": "what is left is one Python frame, the look at a flag that a fork wipes, and MSG_DONTWAIT.",
     "P4": "on a Unix socket the receiver alternates between trying and waiting; a try that fails is an exception.",
@@ -27,8 +27,8 @@ NOTES: Final = {
     "epoll_wait sleeps on by itself), or a bit more than one; runs of one and the same code differ by a third.",
     "P8": "each datagram wakes a thread through the wait set, which then tries: the chain inside the set.",
     "P15": "a close where no other frame has the kernel socket is one plain close(), the first who waits makes the "
-    "waker, places are kept as code and instruction, O_NONBLOCK comes with socket(2), the table is a dictionary of weak "
-    "references: 15 became 4.2. What is left is 40 frames of Python for two objects, and the question for unread "
+    "waker, places are kept as code and instruction, O_NONBLOCK comes with socket(2), the table is a dictionary of "
+    "weak references: 15 became 4.2. What is left is 40 frames of Python for two objects, and the question for unread "
     "bytes (0.7 us of 13, where a plain socket takes 3).",
     "P16": "names import their room when they are asked for.",
 }
