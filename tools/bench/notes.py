@@ -12,8 +12,8 @@ NOTES: Final = {
     "Tried: an epoll set (-0.02), a row per receive for pending_operations() (-0.06), its clock alone (-0.02), storing "
     "what was taken in a dict (-0.06), poll and recv chained in C iterators (-0.04), select() (-0.04). The ceiling "
     "moves with the machine: on a second one the same two frames gave 0.81 TCP and 0.74 UNIX, a settimeout() socket "
-    "0.79 and 0.72, ours 0.76 and 0.72. There an epoll set instead of poll gave 0.84 and 0.86 (0.69 to 0.90): not tried "
-    "yet in a conversation.",
+    "0.79 and 0.72, ours 0.76 and 0.72. There an epoll set instead of poll gave 0.84 and 0.86 (0.69 to 0.90): not "
+    "tried yet in a conversation.",
     "P2": "as P1; what we gain on settimeout() is that it polls before each send as well.",
     "P3": "what is left is one Python frame, the look at a flag that a fork wipes, and MSG_DONTWAIT.",
     "P4": "on a Unix socket the receiver alternates between trying and waiting; a try that fails is an exception.",
