@@ -41,6 +41,7 @@ __all__ = ["ChannelLost", "Exchange", "Late"]
 _INT: Final = struct.Struct("i")
 _SEND: Final = int(socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 _POINTS: Final = {Code.ISSUE: "share.fd_sent", Code.CLAIM: "take.sent"}
+_BYE: Final = SHAPES[Code.BYE]
 _REFUSE: Final = SHAPES[Code.REFUSE]
 _REPLIES: Final = {code: SHAPES[shape.reply] for code, shape in SHAPES.items() if shape.reply is not None}
 Posted = tuple[Shape, tuple[Any, ...]]
@@ -200,6 +201,12 @@ class Exchange:
         """A request has been answered: what was posted before it is done."""
         for number in [number for number in self._posted.copy() if number < request]:
             self._posted.pop(number, None)
+
+    def part(self) -> None:
+        """End in order: the registry does what was posted, and then hangs up."""
+        if self.post(_BYE):
+            self._posted.clear()
+        self.end()
 
     def undone(self) -> list[Posted]:
         """Return what was posted and may not have been done."""

@@ -41,7 +41,6 @@ T_RPC_S: Final = 2.0
 SLOTS: Final = 65_536  # of a page; page.py is loaded when there is one
 _ABSENT: Final = (errno.ENOENT, errno.ECONNREFUSED)
 _CREDENTIALS: Final = struct.Struct("3i")
-_BYE: Final = SHAPES[Code.BYE]
 _RECOVERED: Final = SHAPES[Code.RECOVERED]
 # The requests that can do with a registry which has just been started: they are about nothing only a dead one knew.
 _STARTING: Final = frozenset(
@@ -170,8 +169,7 @@ class Link:
         session = self._mine()
         channel = session.channel
         if channel is not None:
-            channel.post(_BYE)
-            channel.end()
+            channel.part()
         if not session.held:
             session.pages.clear()  # a mapping holds a descriptor of ours; nobody here has a socket that needs it
         self.rest()

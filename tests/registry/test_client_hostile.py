@@ -227,9 +227,9 @@ def test_an_acknowledgement_whose_reply_is_lost_is_tried_once_more(tmp_path: Pat
 
 
 @pytest.mark.fault("F-32", "F-63")
-@pytest.mark.parametrize("lost", [True, False], ids=["lost with its channel", "done"])
+@pytest.mark.parametrize(("end", "said"), [("lost", 2), ("answered", 1), ("in order", 1)])
 def test_what_is_posted_is_said_again_over_a_new_channel_unless_it_is_known_to_be_done(
-    tmp_path: Path, lost: bool
+    tmp_path: Path, end: str, said: int
 ) -> None:
     """Nobody waits for it, so a channel that ends before a later reply may have taken it along."""
     ours, peer = socket.socketpair()
@@ -243,6 +243,8 @@ def test_what_is_posted_is_said_again_over_a_new_channel_unless_it_is_known_to_b
         if message.code is Code.REFERENCES and hangs_up:
             hangs_up.pop()
             return None
+        if message.code is Code.CANCEL_CLOSE:
+            return [(ok(message), [])]
         return [] if message.request == 0 else [(encode(Code.NUMBER, message.request, value=1), [])]
 
     def call(client: Client) -> None:
@@ -250,15 +252,20 @@ def test_what_is_posted_is_said_again_over_a_new_channel_unless_it_is_known_to_b
         client.acknowledge(claim, facts(3), posted=True)
         os.close(claim.fd)
         client.begin_close(DescriptorId(3))  # its reply shows that the acknowledgement is done
-        if lost:
-            client.end_close(DescriptorId(3))
-        with pytest.raises(RegistryGone):
-            client.references(SocketId(1))
+        client.end_close(DescriptorId(3))
+        if end == "in order":
+            hangs_up.clear()
+            client.close()
+        elif end == "answered":
+            client.cancel_close(DescriptorId(4))
+        if hangs_up:
+            with pytest.raises(RegistryGone):
+                client.references(SocketId(1))
         assert client.references(SocketId(1)) == 1
 
     heard = _ask(tmp_path, answer, call)
     posted = [(message.code, message.values) for message in heard if message.request == 0]
-    assert [code for code, _ in posted if code is not Code.BYE] == [Code.ACK, *[Code.END_CLOSE] * (2 if lost else 0)]
+    assert [code for code, _ in posted if code is not Code.BYE] == [Code.ACK, *[Code.END_CLOSE] * said]
     ours.close()
     peer.close()
 

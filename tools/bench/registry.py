@@ -4,12 +4,8 @@ A call is `references()`, the smallest there is: a record there, a record back. 
 Unix socket can do without, one record each way between two processes, and with a call through a proxy of the standard
 library's manager. P11 and P13 run on one core, where the cost is the processor's; P12 and P14 on all.
 
-P11 and P12 miss their floors: a call costs 30 us of the caller's processor time and 30 us of the registry's, beside a
-ping-pong of 5 us and a stock proxy call of 20 us (Linux 6.18, CPython 3.11). Three system calls on each side are the
-least part; the rest is Python: the turns and the doubled `finally`s by which a call survives an interrupt anywhere,
-messages coded field by field from the table, a pass of the registry's loop for each request. Tried: flags as plain
-numbers instead of enum members, no look at each watched process per pass, a table for the codes (together 90 -> 56 us,
-best of 15). Left: a path of its own for a caller that is alone, and one struct per message instead of one per field.
+What of P11 is beyond Python's reach: poll and recv at the caller, epoll and the sender's credentials at the registry
+make 1.4 ping-pongs of one, in loops that do nothing else. The rest is some twenty frames in all.
 """
 
 from __future__ import annotations
