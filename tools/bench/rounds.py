@@ -69,13 +69,19 @@ def one_core() -> Iterator[int]:
         os.sched_setaffinity(0, everywhere)
 
 
-def interleave(contenders: Mapping[str, Callable[[], float]], settings: Settings) -> dict[str, list[float]]:
-    """Measure each contender once per round; return its values in the order of the rounds."""
+def interleave(
+    contenders: Mapping[str, Callable[[], float]], settings: Settings, rounds: int | None = None
+) -> dict[str, list[float]]:
+    """Measure each contender once per round; return its values in the order of the rounds.
+
+    Args:
+        rounds: how many, where the contenders are made anew between parts of the measurement; default all.
+    """
     order = random.Random(settings.seed)
     values: dict[str, list[float]] = {name: [] for name in contenders}
     for measure in contenders.values():
         measure()  # one round to warm up, which counts for nothing
-    for _ in range(settings.rounds):
+    for _ in range(settings.rounds if rounds is None else rounds):
         names = list(contenders)
         order.shuffle(names)
         for name in names:
