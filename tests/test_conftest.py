@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -80,7 +81,7 @@ def test_what_a_test_leaves_is_its_own_error(run: str) -> None:
 
 
 def test_the_clean_and_the_collectable_pass(run: str) -> None:
-    assert "1 failed, 6 passed, 3 errors" in run
+    assert re.search(r"1 failed, 6 passed(, \d+ warnings?)?, 3 errors", run), run  # warnings: other plug-ins' own
 
 
 def test_the_worst_of_each_bound_is_printed_once(run: str) -> None:

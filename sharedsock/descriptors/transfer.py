@@ -20,6 +20,7 @@ from sharedsock.kernel import conversation, numbers, operations, sockets
 from sharedsock.kernel.conversation import SILENT, Conversation
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
+from sharedsock.kernel.system import stay_nonblocking
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, OperationAborted, SharedSocketError
 from sharedsock.model.winsock import WSAETIMEDOUT
 
@@ -327,6 +328,7 @@ def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSo
 
     The gate: a fork in another thread must not inherit a number that nobody has entered yet.
     """
+    stay_nonblocking(kernel.number)
     facts = descriptor.family, descriptor.type, descriptor.protocol
     taken: list[Any] = []
     clients: list[KernelSocket] = []

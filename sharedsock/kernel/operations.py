@@ -19,7 +19,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from sharedsock.kernel import numbers
-from sharedsock.kernel.system import tcp_state
+from sharedsock.kernel.system import stay_nonblocking, tcp_state
 from sharedsock.kernel.waiting import READ, WRITE, pause, wait
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, OperationAborted, from_errno
@@ -276,6 +276,7 @@ def connect(kernel: KernelSocket, address: Any, timeout_s: float | None) -> None
         OperationAborted, TimeoutError: the attempt goes on without us.
     """
     try:
+        stay_nonblocking(kernel.number)
         kernel.connect(address)
         return
     except BlockingIOError as error:
@@ -331,6 +332,7 @@ def _connect_to_full_backlog(kernel: KernelSocket, address: Any, timeout_s: floa
                 raise aborted(kernel, "connect")
             interval_s = min(interval_s * 2, _BACKLOG_RETRY_S)
             try:
+                stay_nonblocking(kernel.number)
                 kernel.connect(address)
                 return
             except BlockingIOError:

@@ -35,6 +35,7 @@ __all__ = [
     "open_dead_file",
     "reset_connection",
     "socket_cookie",
+    "stay_nonblocking",
     "tcp_state",
     "unread_bytes",
     "unsent_bytes",
@@ -109,6 +110,16 @@ def is_still_dead(number: int, identity: tuple[int, ...]) -> bool:
         return file_identity(number) == identity
     except OSError:
         return False
+
+
+def stay_nonblocking(number: int) -> None:
+    """Put the mode of a file right that another holder has made blocking.
+
+    accept(2) and connect(2) have no flag for one call, as MSG_DONTWAIT is: they would wait where no close reaches them.
+    A file that is right already is left alone, as every sharer sees the mode.
+    """
+    if os.get_blocking(number):
+        os.set_blocking(number, False)
 
 
 def ioctl_int(number: int, request: int) -> int:

@@ -103,6 +103,33 @@ def test_a_listener_whose_file_was_made_blocking_is_still_ended_by_a_close(
         other.close()
 
 
+@pytest.mark.fault("F-51", "I4")
+def test_the_first_accept_on_a_file_that_was_made_blocking_is_ended_by_a_close() -> None:
+    """It tries before it waits; in a blocking accept(2) no close would reach it."""
+    with ss.create_server(("127.0.0.1", 0)) as listener:
+        os.set_blocking(listener.fileno(), True)
+        waiting = Call(listener.accept)
+        wait_for(lambda: not os.get_blocking(listener.fileno()), "the mode to be put right")
+        wait_for(lambda: bool(listener.pending_operations()), "the accept to wait")
+        listener.close()
+        assert waiting.error(ss.OperationAborted).winerror == 10004
+
+
+@pytest.mark.fault("F-51", "I4")
+def test_a_connect_on_a_file_that_was_made_blocking_is_ended_by_a_close(tmp_path: Path) -> None:
+    """A full backlog of a Unix listener keeps a blocking connect(2) for ever."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(tmp_path / "door"))
+        listener.listen(0)
+        first.connect(str(tmp_path / "door"))
+        shared = ss.SharedSocket(socket.AF_UNIX)
+        os.set_blocking(shared.fileno(), True)
+        waiting = Call(shared.connect, str(tmp_path / "door"))
+        wait_for(lambda: bool(shared.pending_operations()), "the connect to wait")
+        shared.close()
+        assert waiting.error(ss.OperationAborted).winerror == 10004
+
+
 # -- F-52: events that are no data ------------------------------------------------------------------------------------
 
 
