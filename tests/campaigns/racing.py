@@ -26,6 +26,8 @@ _SHORT_S: Final = 0.0001
 _LONGEST_S: Final = 0.02
 _MOST_ROUNDS: Final = 4  # times what was asked for, until both sides have been hit often enough
 ENOUGH: Final = 0.05
+# In fewer rounds than that a share is a matter of luck and of what else runs: then each side must be hit, no more.
+FEW: Final = 1000
 _FACTORS: Final = {"won": 0.93, "aborted": 1.04, "refused": 1.15}
 
 
@@ -100,7 +102,8 @@ def race(
 ) -> Counter[str]:
     """Close against a call, so many times; return how often the call won, was aborted, or came too late.
 
-    Runs on, up to four times as long, until it has won and been aborted in 5 % of the rounds each.
+    Runs on, up to four times as long, until it has won and been aborted in 5 % of the rounds each; fewer than 1,000
+    rounds need not come so far, but hit both.
 
     Args:
         begin: makes the round's descriptor, and the call through it.
@@ -126,7 +129,8 @@ def race(
             after(number, outcome, value)
     finally:
         caller.end()
-    assert min(tally["won"], tally["aborted"]) >= ENOUGH * tally.total(), f"one side is hardly ever hit: {dict(tally)}"
+    enough = 1 if rounds < FEW else ENOUGH * tally.total()
+    assert min(tally["won"], tally["aborted"]) >= enough, f"one side is hardly ever hit: {dict(tally)}"
     return tally
 
 

@@ -104,7 +104,7 @@ def test_with_linger_t_the_last_close_waits_for_a_reader_and_resets_a_peer_that_
     assert hard.bound_s <= 1.0 + 4 * T_ABORT, "the bound is for what comes beyond t, also on a loaded machine"
     assert found["the peer sees"].observed == "reset"
     lanes = {(lane.process, lane.thread): [moment.mark for moment in lane.moments] for lane in report.timeline.lanes}
-    assert lanes["C", "main"].count(Mark.LINGERS) == 2
+    assert lanes["C", "main"].count(Mark.LINGERS) >= 2, "and on a loaded machine whatever else takes a close 2 ms"
     assert lanes["peer", "main"] == [Mark.FIN, Mark.RESET]
 
 
