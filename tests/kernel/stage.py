@@ -35,6 +35,15 @@ def wait_for(condition: Callable[[], bool], what: str, patience_s: float = PATIE
         _never.wait(0.0005)
 
 
+def is_open(number: int) -> bool:
+    """Whether a number is a file of this process."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
+
+
 class Call:
     """A function running in a thread of its own, and what came of it."""
 

@@ -20,14 +20,6 @@ from tests.kernel import kinds, stage
 from tests.kernel.kinds import RECEIVES
 
 
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
-
-
 def _drop() -> None:
     """What the at-fork hook of `descriptors.table` has done already where that room is loaded."""
     if numbers.is_forked():
@@ -51,8 +43,8 @@ def test_a_child_closes_exactly_the_inherited_numbers() -> None:
 
     def body(line: stage.Line) -> None:
         _drop()
-        assert not any(map(_is_open, inherited))
-        assert _is_open(stranger)
+        assert not any(map(stage.is_open, inherited))
+        assert stage.is_open(stranger)
         assert pair.peer.fileno() >= 0
         assert (numbers.owned(), numbers.current_era(), numbers.is_forked()) == (frozenset(), era + 1, False)
         assert sockets.retiring() == 0
@@ -83,7 +75,7 @@ def test_inherited_objects_never_close_a_number_of_the_child() -> None:
         sockets.abort(held[0], "the child")
         held.clear()
         gc.collect()
-        assert all(map(_is_open, strangers))
+        assert all(map(stage.is_open, strangers))
         assert not any(int.from_bytes(os.read(n, 8), "little") for n in strangers if _is_readable(n))
         line.say(b"kept")
 
@@ -237,4 +229,4 @@ def test_a_fork_waits_while_a_number_changes_hands(step: str, monkeypatch: pytes
     numbers.gate.release()
     if step == "make_eventfd":
         numbers.release(number, era)
-    assert not _is_open(number)
+    assert not stage.is_open(number)

@@ -27,15 +27,7 @@ SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 def _open_numbers() -> set[int]:
     """By asking for each: a listing would need a number itself."""
-    return {number for number in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]) if _is_open(number)}
-
-
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
+    return {number for number in range(resource.getrlimit(resource.RLIMIT_NOFILE)[0]) if stage.is_open(number)}
 
 
 def plug_all(plugs: list[int]) -> None:
@@ -306,7 +298,7 @@ def test_with_nothing_to_put_over_it_the_number_goes_with_the_last_call_inside()
         with open("/dev/null", buffering=0, mode="rb"):  # takes the number that was the reserve's
             sockets.abort(kernel, "the test")
             sockets.keep_and_bury(kernel, keep=False)
-            assert _is_open(kernel.number)
+            assert stage.is_open(kernel.number)
             del kernel
     assert pair.peer.recv(1) == b""
     os.close(stranger)

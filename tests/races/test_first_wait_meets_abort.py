@@ -64,17 +64,9 @@ def test_two_first_waiters_share_one_waker(pair: Pair, monkeypatch: pytest.Monke
     second = stage.performing(kernel, kinds.RECEIVES[0], has_tried=True)
     stage.wait_for(lambda: kernel.waker is not None, "the second one's")
     go.set()
-    stage.wait_for(lambda: not _is_open(made[0]), "the first one's to be closed")
+    stage.wait_for(lambda: not stage.is_open(made[0]), "the first one's to be closed")
     assert kernel.waker is not None
     assert kernel.waker.number == made[1]
     kinds.close(kernel)
     first.error(OperationAborted)
     second.error(OperationAborted)
-
-
-def _is_open(number: int) -> bool:
-    try:
-        system.file_identity(number)
-    except OSError:
-        return False
-    return True

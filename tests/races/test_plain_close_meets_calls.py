@@ -77,14 +77,6 @@ def _elsewhere(call: Callable[[], object]) -> object:
     return outcome[0]
 
 
-def _is_open(number: int) -> bool:
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
-
-
 @pytest.mark.fault("F-43")
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_never_uses_a_number_that_a_close_has_freed(name: str) -> None:
@@ -139,7 +131,7 @@ def test_a_call_in_the_midst_of_a_close_meets_the_socket_or_an_error(name: str) 
         found: list[object] = []
         with stopped_before(step, lambda: found.append(_elsewhere(lambda: CALLS[name](shared)))) as where:  # noqa: B023
             shared.close()
-        assert not _is_open(number), where
+        assert not stage.is_open(number), where
         assert ss.statistics().retiring == 0, where
         outcomes.update(isinstance(outcome, NotASocket | OperationAborted) for outcome in found)
         peer.close()
@@ -160,13 +152,13 @@ def test_who_gets_in_during_a_close_keeps_the_number_from_being_reused() -> None
             shared.close()
         is_inside = bool(held) and held[0].__class__.__name__ == "KernelSocket"
         inside.add(is_inside)
-        assert _is_open(number) == is_inside, where
+        assert stage.is_open(number) == is_inside, where
         if held:
             with pytest.raises(OSError, match=r"Bad file descriptor|was closed by"):
                 held[0].recv(1)
         assert peer.recv(1) == b""
         held.clear()
-        assert not _is_open(number), where
+        assert not stage.is_open(number), where
         peer.close()
         if not where:
             break

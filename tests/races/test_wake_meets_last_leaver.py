@@ -85,16 +85,12 @@ def test_the_numbers_are_free_when_the_last_has_left(pair: Pair, points: stage.P
     sockets.keep_and_bury(kernel, keep=False)
     del kernel
     assert sockets.retiring() == 1
-    assert all(_is_open(number) for number in taken)
+    assert all(stage.is_open(number) for number in taken)
     ready.release()
     blocked.error(OperationAborted)
     del blocked
     stage.wait_for(lambda: sockets.retiring() == 0, "the last frame to leave")
-    assert not any(_is_open(number) for number in taken)
-
-
-def _is_open(number: int) -> bool:
-    return os.path.exists(f"/proc/self/fd/{number}")
+    assert not any(stage.is_open(number) for number in taken)
 
 
 def test_the_guard_is_the_reference_count(pair: Pair) -> None:
@@ -105,8 +101,8 @@ def test_the_guard_is_the_reference_count(pair: Pair) -> None:
     number = kernel.number
     kinds.close(kernel)
     kernel = None
-    assert (sockets.retiring(), _is_open(number)) == (1, True)
+    assert (sockets.retiring(), stage.is_open(number)) == (1, True)
     with pytest.raises(OSError, match="Bad file descriptor"):
         held_by_a_call(1)
     del held_by_a_call
-    assert (sockets.retiring(), _is_open(number)) == (0, False)
+    assert (sockets.retiring(), stage.is_open(number)) == (0, False)

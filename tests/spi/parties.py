@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from sharedsock import spi
-from sharedsock.model.winsock import AF_INET, IPPROTO_TCP, SOCK_DGRAM, SOCK_STREAM, WSA_FLAG_OVERLAPPED
+from sharedsock.model.winsock import AF_INET, FIONBIO, IPPROTO_TCP, SOCK_DGRAM, SOCK_STREAM, WSA_FLAG_OVERLAPPED
 from sharedsock.spi import WSAPROTOCOL_INFO, LayeredProvider
+from sharedsock.testing.conformance import calls
 from tests.descriptors import sharers
 
 CHAINS = ("base", "chain")
@@ -133,13 +134,7 @@ def ends_with_reset(far: socket.socket) -> bool:
 
 def fill(s: int) -> int:
     """Send until there is no room; return how many bytes. The socket is left blocking."""
-    from sharedsock.model.winsock import FIONBIO
-
-    spi.WSPIoctl(s, FIONBIO, 1)
-    sent = 0
-    with contextlib.suppress(spi.WSAError):
-        while True:
-            sent += spi.WSPSend(s, [bytes(1 << 16)])
+    sent = calls.fill(s)
     spi.WSPIoctl(s, FIONBIO, 0)
     return sent
 
