@@ -127,7 +127,7 @@ def test_close_while_a_request_is_being_watched(
         stream.peer.send(b"a ghost would see this")
         thread = service._current  # `other` is shared: there is one as long as that is open
         assert thread is not None
-        assert not thread.armed
+        stage.wait_for(lambda: not thread.armed, "the dismissal, which the service is called for")
         assert thread.polls.wait(0) == []
         assert other.recv(32) == b"a ghost would see this"
 
