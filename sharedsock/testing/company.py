@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Actors"]
 
-_TIMEOUT_S: Final = 10.0
+_TIMEOUT_S: Final = 30.0
 
 
 class Actors:
@@ -107,11 +107,16 @@ class Actors:
             ActorTimeout: it does not hold in time; carries the stacks of every actor.
         """
         deadline_s = monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
-        while not condition():
+        while True:
+            heard = sum(actor.heard for actor in self)
+            if condition():
+                return
             alive = [actor for actor in self if actor.is_alive]
             if monotonic() >= deadline_s or not alive:
                 pages = "\n".join(f"actor {actor.name}:\n{actor.stacks()}" for actor in alive)
                 raise ActorTimeout(f"waited in vain for {what}\n{pages}")
+            if sum(actor.heard for actor in self) != heard:  # as in Actor.wait_for
+                continue
             poll = select.poll()
             for actor in alive:
                 poll.register(actor, select.POLLIN)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from time import monotonic
+from typing import Any, Final
 
 import pytest
 
 from sharedsock.testing import Aborted, ActorIdle, Actors, ActorTimeout, Received, in_order
 from sharedsock.testing.observation import thread_facts
+
+LONG_S: Final = 60.0  # no test waits for it
 
 
 def test_a_blocked_thread_makes_no_system_call_until_something_happens_to_it(actors: Actors, pair: Any) -> None:
@@ -146,6 +149,26 @@ def test_points_are_passed_in_the_order_given(first: str, actors: Actors, pair: 
     assert two_s
     assert (one, two) == (("reader", "closer") if first == "data" else ("closer", "reader"))
     assert reading.outcome() in (Received(b"data"), Aborted(10004))
+
+
+@pytest.mark.parametrize("who", ["the actor", "the company"])
+def test_what_a_condition_itself_takes_in_is_seen_at_once(who: str, actors: Actors, pair: Any) -> None:
+    """It looks at one command, and reads the pipe for another: nothing more may come that would wake the waiter."""
+    (actor,) = actors.share(pair.local, count=1)
+    reading = actor.thread("reader").recv(16)
+    actor.wait_until_blocked("reader")
+
+    def is_done() -> bool:
+        was_done = reading.is_done()
+        if not was_done:
+            pair.peer.sendall(b"data")
+            reading.outcome()
+        return was_done
+
+    waiting = actor if who == "the actor" else actors
+    began_s = monotonic()
+    waiting.wait_for(is_done, "the data", LONG_S)
+    assert monotonic() - began_s < LONG_S / 2
 
 
 def test_a_look_at_a_thread_that_is_gone_says_so() -> None:
