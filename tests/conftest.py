@@ -6,8 +6,8 @@
   registry takes T_reap to notice a death. A test without residue pays for three directory listings.
 - *At the end of the session*: no runtime directory is left (registries end by themselves), and no process that was
   started with our environment.
-- *Bounds*: `bounds.check("T_abort", seconds)` allows four times the bound, since other processes load the machine; the
-  worst of each is printed at the end, over all workers.
+- *Bounds*: `bounds.check("T_abort", seconds)` allows four times the bound, and half a second at least, since
+  other processes load the machine and a virtual one may stand still; the worst of each is printed at the end.
 
 Tests live in tests/<room>/ without __init__.py (import mode importlib): a helper module beside them is loaded by path
 or is a fixture in that directory's conftest.py.
@@ -50,6 +50,7 @@ BOUNDS: Final = {
     "T_gone": 1.0,
 }
 UNDER_LOAD: Final = 4
+STALL_S: Final = 0.5  # a machine that we share may give us no processor for so long, whatever we are measuring
 
 _BASE_VARIABLE: Final = "TESTS_OF_SHAREDSOCK_BASE"
 _worst: dict[str, tuple[float, str]] = {}
@@ -240,10 +241,10 @@ class Bounds:
         self._test = test
 
     def check(self, name: str, seconds: float) -> None:
-        """Assert that a measured time keeps UNDER_LOAD times the bound, and note it if it is the worst so far."""
+        """Assert that a measured time keeps the bound, on a loaded machine, and note it if it is the worst so far."""
         if seconds > _worst.get(name, (0.0, ""))[0]:
             _worst[name] = (seconds, self._test)
-        assert seconds <= UNDER_LOAD * BOUNDS[name], (
+        assert seconds <= max(UNDER_LOAD * BOUNDS[name], BOUNDS[name] + STALL_S), (
             f"{name}: {seconds * 1e3:.1f} ms, bound {BOUNDS[name] * 1e3:.0f} ms"
         )
 
@@ -309,7 +310,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for name in (name for name in BOUNDS if name in _worst):
             seconds, test = _worst[name]
             limit_ms = BOUNDS[name] * 1e3
-            verdict = "kept" if seconds <= BOUNDS[name] else f"kept {UNDER_LOAD} x only"
+            verdict = "kept" if seconds <= BOUNDS[name] else "under load"
             terminalreporter.write_line(f"{name:8} {seconds * 1e3:9.1f} ms of {limit_ms:6.0f} ms  {verdict:14} {test}")
     if _late_residue:
         terminalreporter.section("left behind by the session")

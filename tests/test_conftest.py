@@ -51,7 +51,7 @@ def test_breaks_a_bound(bounds):
     bounds.check("T_reap", 1.001)
 
 def test_keeps_a_bound_under_load(bounds):
-    bounds.check("T_eof", 0.399)
+    bounds.check("T_eof", 0.599)
 """
 
 
@@ -85,13 +85,13 @@ def test_the_clean_and_the_collectable_pass(run: str) -> None:
 
 
 def test_the_worst_of_each_bound_is_printed_once(run: str) -> None:
-    """Merged over all workers; four times the bound is allowed, and said."""
+    """Merged over all workers; what is kept only with the room for a loaded machine is said."""
     assert "FAILED test_toys.py::test_breaks_a_bound - AssertionError: T_reap: 1001.0 ms, bound 250 ms" in run
     lines = run.split("bounds: worst seen")[1].splitlines()
     worst = [line.split() for line in lines if line.startswith("T_")]
     assert [row[0] for row in worst] == ["T_abort", "T_eof", "T_reap"]
     assert worst[0][1:5] == ["11.0", "ms", "of", "50"]
-    assert "kept 4 x only" in next(line for line in lines if line.startswith("T_eof"))
+    assert "under load" in next(line for line in lines if line.startswith("T_eof"))
 
 
 def test_nothing_of_a_session_is_left(run: str) -> None:

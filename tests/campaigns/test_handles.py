@@ -78,6 +78,7 @@ class History:
         self._dice = dice
         self._known: list[Known] = []
         self._used: list[Out] = []
+        self.patience_s = 60.0
 
     def _company(self) -> list[Actor]:
         alive = [actor for actor in self._actors if actor.is_alive]
@@ -240,7 +241,7 @@ class History:
             if known.is_over:
                 continue
             if not known.count:
-                kinds.wait_event(known.peer, timeout_s=4 * 0.25)
+                kinds.wait_event(known.peer, timeout_s=self.patience_s)
                 known.pair.__exit__(None, None, None)
                 known.is_over = True
                 continue
@@ -249,7 +250,7 @@ class History:
                 assert not known.waiting[2].is_done(), "I4"
             for actor, name in itertools.islice(known.descriptors, 1):
                 is_counted = partial(self._is_counted, known, actor, name)
-                sharers.wait_until(is_counted, f"I2: {known.count} references", 1.0)
+                sharers.wait_until(is_counted, f"I2: {known.count} references", self.patience_s)
 
     def _is_counted(self, known: Known, actor: Actor, name: str) -> bool:
         return bool(actor.do("references", on=name) == known.count)
@@ -414,6 +415,7 @@ def test_the_model_notices(actors: Actors) -> None:
     """A reference that the model does not know of, and one that is not there, are told from the truth."""
     history = History(actors, random.Random(1))
     history.open()
+    history.patience_s = 0.05
     known: Any = history._known[0]
     ((actor, name),) = known.descriptors
     known.tickets.append(Out(b"never issued", actor, actor))
@@ -423,5 +425,6 @@ def test_the_model_notices(actors: Actors) -> None:
     known.descriptors.discard((actor, name))
     with pytest.raises(AssertionError, match="nothing came"):
         history.check()
+    history.patience_s = 60.0
     actor.close(on=name)
     history.check()

@@ -29,7 +29,7 @@ PARTS: Final = 10
 WAVES: Final = 25  # of each part
 SMALL: Final = 3
 LONGEST_S: Final = 0.03
-SETTLED_S: Final = 5.0
+SETTLED_S: Final = 60.0
 _FORK: Final = multiprocessing.get_context("fork")
 _never: Final = select.poll()
 

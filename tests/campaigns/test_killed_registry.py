@@ -32,9 +32,9 @@ PARTS: Final = 5
 KILLS: Final = 40  # of each part
 SMALL: Final = 3
 LONGEST_PAUSE_S: Final = 0.03
-ECHO_S: Final = 2.0
+ECHO_S: Final = 60.0
 CALL_S: Final = 4 * 4.0  # T_rpc to notice, as much to start another, four times under load
-SETTLED_S: Final = 12.0
+SETTLED_S: Final = 60.0
 _FORK: Final = multiprocessing.get_context("fork")
 _never: Final = select.poll()
 

@@ -30,8 +30,8 @@ MESSAGES: Final = 200_000  # of each part
 SMALL: Final = 1_500
 STRANGE: Final = 0.1  # so much of it from strangers, who need a connection for each message
 ALLOWANCE: Final = 1 << 20
-HONEST_S: Final = 0.25
-SETTLED_S: Final = 5.0
+HONEST_S: Final = 1.0
+SETTLED_S: Final = 60.0
 _FORK: Final = multiprocessing.get_context("fork")
 
 

@@ -24,6 +24,8 @@ from sharedsock.testing import Actor, Actors, Returned
 from sharedsock.testing.observation import socket_inodes
 from tests.descriptors import kinds
 
+LONG_S = 30  # no test waits for it
+
 
 def give(shared: ss.SharedSocket, *actors: Actor) -> None:
     for actor in actors:
@@ -31,7 +33,7 @@ def give(shared: ss.SharedSocket, *actors: Actor) -> None:
     shared.close()
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> float:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> float:
     """Wait for a condition another process makes true; return how long it took. It has no event of its own."""
     began_s = monotonic()
     while not condition():
@@ -166,7 +168,7 @@ def end_by(how: str) -> None:
 @pytest.mark.fault("F-69")
 @pytest.mark.rule("EXIT-1")
 @pytest.mark.parametrize("unread", [False, True])
-@pytest.mark.parametrize("linger_s", [None, 30])
+@pytest.mark.parametrize("linger_s", [None, LONG_S])
 @pytest.mark.parametrize("how", ENDS)
 def test_the_end_of_the_last_holder_s_process_is_the_kernel_s_rule(
     how: str, linger_s: int | None, unread: bool, actors: Actors
@@ -183,7 +185,7 @@ def test_the_end_of_the_last_holder_s_process_is_the_kernel_s_rule(
         began_s = monotonic()
         a.thread("main").call(end_by, how)
         a.wait_dead()
-        assert monotonic() - began_s < 1
+        assert monotonic() - began_s < LONG_S / 2
         if unread:
             assert kinds.was_reset(pair.peer)
         else:
@@ -298,7 +300,7 @@ def hold_end_close() -> None:
 
 def wait_end_close() -> None:
     """In an actor: wait until its close has come to the end-close."""
-    assert _gates[0].wait(5)
+    assert _gates[0].wait(60)
 
 
 def release_end_close() -> None:

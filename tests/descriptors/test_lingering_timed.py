@@ -23,6 +23,7 @@ from sharedsock.testing.observation import thread_facts
 from tests.descriptors import kinds
 
 SHORT_S = 0.2
+LONG_S = 30  # no test waits for it
 QUEUED = 1 << 18
 
 
@@ -47,13 +48,14 @@ def set_short_linger(shared: ss.SharedSocket, linger_s: float = SHORT_S) -> None
 
 @pytest.mark.fault("F-65")
 @pytest.mark.rule("LINGER-7", "CLOSE-10")
-def test_when_the_time_is_over_the_connection_is_reset_before_close_returns() -> None:
+def test_when_the_time_is_over_the_connection_is_reset_before_close_returns(bounds: Any) -> None:
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         queued = kinds.queue(pair.local, QUEUED)
         set_short_linger(pair.local)
         took: list[float] = []
         kinds.timed(pair.local.close, took)
-        assert SHORT_S <= took[0] < SHORT_S + 0.2
+        assert took[0] >= SHORT_S
+        bounds.check("T_abort", took[0] - SHORT_S)
         assert kinds.is_reset(pair.peer), "reset when close returned, not later"
         with pytest.raises(ConnectionResetError):
             assert len(kinds.receive_all(pair.peer)) < queued
@@ -62,7 +64,7 @@ def test_when_the_time_is_over_the_connection_is_reset_before_close_returns() ->
 @pytest.mark.fault("F-65")
 @pytest.mark.rule("LINGER-7", "LINGER-12")
 def test_a_shared_socket_lingers_at_its_last_close_with_the_time_another_holder_set(
-    company: tuple[Actor, Actor],
+    company: tuple[Actor, Actor], bounds: Any
 ) -> None:
     a, b = company
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
@@ -71,11 +73,12 @@ def test_a_shared_socket_lingers_at_its_last_close_with_the_time_another_holder_
         b.do("call_with", kinds.queue_in, QUEUED)
         first = a.thread("closer").close()
         assert first.outcome() == Returned()
-        assert first.ended_s - first.began_s < 0.2, "no wait but at the last close"
+        assert first.ended_s - first.began_s < 1.0, "no wait but at the last close"
         assert kinds.is_quiet(pair.peer)
         last = b.thread("closer").close()
         assert last.outcome() == Returned()
-        assert 1.0 <= last.ended_s - last.began_s < 1.3
+        assert last.ended_s - last.began_s >= 1.0
+        bounds.check("T_abort", last.ended_s - last.began_s - 1.0)
         assert kinds.is_reset(pair.peer)
 
 
@@ -84,18 +87,18 @@ def test_a_shared_socket_lingers_at_its_last_close_with_the_time_another_holder_
 def test_a_close_returns_as_soon_as_the_peer_s_transport_has_everything() -> None:
     """Acknowledged is enough: the peer's application has read nothing."""
     with kinds.pair_of("tcp4") as pair:
-        kinds.set_linger(pair.local, 30)
+        kinds.set_linger(pair.local, LONG_S)
         pair.local.sendall(b"x" * 1000)
         took: list[float] = []
         kinds.timed(pair.local.close, took)
-        assert took[0] < 1
+        assert took[0] < LONG_S / 2
         assert kinds.receive_all(pair.peer) == b"x" * 1000
 
 
 @pytest.mark.rule("LINGER-6")
-def test_a_close_waits_for_a_slow_peer_and_returns_right_then() -> None:
+def test_a_close_waits_for_a_slow_peer_and_returns_right_then(bounds: Any) -> None:
     with kinds.pair_of("tcp4", receive_buffer=1 << 16) as pair:
-        kinds.set_linger(pair.local, 30)
+        kinds.set_linger(pair.local, LONG_S)
         queued = kinds.queue(pair.local, 1 << 20)
         closed_s: list[float] = []
 
@@ -111,8 +114,8 @@ def test_a_close_waits_for_a_slow_peer_and_returns_right_then() -> None:
         assert not closed_s
         assert kinds.receive_all(pair.peer) == kinds.payload(queued)
         read_s = monotonic()
-        closer.join(5)
-        assert closed_s[0] - read_s < 0.2
+        closer.join(60)
+        bounds.check("T_abort", closed_s[0] - read_s)
 
 
 @pytest.mark.rule("LINGER-7")
@@ -132,7 +135,7 @@ def test_a_peer_that_has_ended_its_own_direction_is_waited_for_all_the_same() ->
 @pytest.mark.rule("LINGER-6")
 def test_a_reset_by_the_peer_ends_the_wait() -> None:
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
-        kinds.set_linger(pair.local, 30)
+        kinds.set_linger(pair.local, LONG_S)
         kinds.queue(pair.local, QUEUED)
         closer = threading.Thread(target=pair.local.close)
         closer.start()
@@ -140,7 +143,7 @@ def test_a_reset_by_the_peer_ends_the_wait() -> None:
             os.sched_yield()
         kinds.set_linger(pair.peer, 0)
         pair.peer.close()
-        closer.join(5)
+        closer.join(60)
         assert not closer.is_alive()
 
 
@@ -163,7 +166,7 @@ def test_a_refused_close_has_changed_nothing() -> None:
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         local = pair.local
         queued = kinds.queue(local, QUEUED)
-        kinds.set_linger(local, 30)
+        kinds.set_linger(local, LONG_S)
         local.settimeout(None)
         aborted: list[BaseException] = []
         reader = threading.Thread(target=lambda: _catch(lambda: local.recv(1), aborted))
@@ -181,7 +184,7 @@ def test_a_refused_close_has_changed_nothing() -> None:
         assert local.pending_operations(), "nothing was aborted"
         assert kinds.is_quiet(pair.peer), "no disconnect was begun"
         pair.peer.sendall(b"z")
-        reader.join(5)
+        reader.join(60)
         assert not aborted
         assert len(kinds.drain_bytes(pair.peer, queued)) == queued
         while _is_unsent(local):
@@ -196,7 +199,7 @@ def test_what_cures_a_refusal(cure: str) -> None:
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         local = pair.local
         queued = kinds.queue(local, QUEUED)
-        kinds.set_linger(local, 30)
+        kinds.set_linger(local, LONG_S)
         local.setblocking(False)
         with pytest.raises(BlockingIOError):
             local.close()
@@ -220,7 +223,7 @@ def test_only_the_last_close_is_refused_and_the_count_stays(company: tuple[Actor
     a, b = company
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         give(pair.local, a, b)
-        a.do("set_linger", True, 30)
+        a.do("set_linger", True, LONG_S)
         for actor in (a, b):
             actor.do("set_timeout", 0.0)
         b.do("call_with", kinds.queue_in, QUEUED)
@@ -241,7 +244,7 @@ def test_only_the_last_close_is_refused_and_the_count_stays(company: tuple[Actor
 def test_nothing_left_to_send_is_not_refused() -> None:
     with kinds.pair_of("tcp4") as pair:
         pair.local.setblocking(False)
-        kinds.set_linger(pair.local, 30)
+        kinds.set_linger(pair.local, LONG_S)
         pair.local.send(b"x")
         while _is_unsent(pair.local):
             os.sched_yield()
@@ -256,7 +259,8 @@ def test_leaving_a_block_collection_and_abort_never_refuse_nor_wait(how: str, is
     """They act as DONTLINGER; only abort() is a close like any other where waiting is allowed."""
     with kinds.pair_of("tcp4", receive_buffer=1 << 16) as pair:
         queued = kinds.queue(pair.local, 1 << 20)
-        set_short_linger(pair.local)
+        waits = how == "abort" and is_blocking
+        set_short_linger(pair.local, SHORT_S if waits else LONG_S)
         pair.local.setblocking(is_blocking)
         took: list[float] = []
         if how == "with":
@@ -266,11 +270,11 @@ def test_leaving_a_block_collection_and_abort_never_refuse_nor_wait(how: str, is
         else:
             kinds.timed(lambda: closing.collect(pair.local._descriptor), took)
         assert pair.local.fileno() == -1
-        if how == "abort" and is_blocking:
+        if waits:
             assert took[0] >= SHORT_S
             assert kinds.is_reset(pair.peer)
         else:
-            assert took[0] < SHORT_S
+            assert took[0] < LONG_S / 2
             assert kinds.receive_all(pair.peer) == kinds.payload(queued)
 
 
@@ -290,7 +294,7 @@ def test_a_linger_wait_has_ended_the_operations_first(company: tuple[Actor, Acto
     a, _ = company
     with kinds.pair_of("tcp4", receive_buffer=4096) as pair:
         give(pair.local, a)
-        a.do("set_linger", True, 30)
+        a.do("set_linger", True, LONG_S)
         queued = a.do("call_with", kinds.queue_in, QUEUED)
         reading = a.thread("caller").recv(1)
         a.wait_until_blocked("caller")

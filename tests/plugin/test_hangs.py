@@ -135,9 +135,9 @@ def test_a_test_that_is_slow_and_not_over_its_time_is_left_alone(session: Callab
 
         @pytest.mark.sharedsock(timeout=30)
         def test_slow():
-            threading.Event().wait(1.0)
+            threading.Event().wait(2.5)
         """,
-        "--sharedsock-hang-timeout=0.5",
+        "--sharedsock-hang-timeout=2",
     )
     assert done.code == 0, done.out
     assert "end of the page" not in done.out

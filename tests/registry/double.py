@@ -32,8 +32,8 @@ from sharedsock.registry.messages import MAX_MESSAGE, Code, Message, decode, enc
 from sharedsock.registry.page import PageWriter
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-BOUND_S = 20.0
-T_DEAD_S = 0.1 * 4  # the catalogue's bound, under load
+BOUND_S = 60.0
+T_DEAD_S = 0.1 + 0.5  # the catalogue's bound, under load
 T_EXIT_S = 1.0 * 4
 
 

@@ -183,7 +183,7 @@ def test_a_dead_holders_references_go_within_t_reap(registry: Running, ours: soc
             assert peer.references(ours) == 2
             holder.kill()
             started = time.monotonic()
-            while peer.references(ours) == 2 and time.monotonic() < started + 10:
+            while peer.references(ours) == 2 and time.monotonic() < started + 60:
                 pass
             bounds.check("T_reap", time.monotonic() - started)  # type: ignore[attr-defined]
         assert peer.references(ours) == 1
@@ -314,7 +314,7 @@ def test_a_killed_registry_gives_up_custody_and_the_peer_sees_eof(registry: Runn
         ours.close()
         peer.ask(Code.END_CLOSE, descriptor=1)
         registry.process.kill()
-        far.settimeout(10)
+        far.settimeout(60)
         assert far.recv(1) == b""
         assert peer.is_gone()
 
@@ -336,7 +336,7 @@ def test_an_exec_drops_what_the_program_before_it_held(registry: Running, ours: 
         holder.stdin.write(b"\ny")
         holder.stdin.flush()
         assert holder.stdout.read(1) == b"y", "the next program runs"
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while peer.statistics()["descriptors"] and time.monotonic() < deadline:
             pass
         assert peer.statistics()["descriptors"] == 0

@@ -67,7 +67,7 @@ def test_a_receive_times_out_after_its_time_and_takes_nothing(kind: str, call: s
             kinds.timed(lambda: TIMED[call](pair.local), took)
         assert caught.value.winerror == 10060  # type: ignore[attr-defined]  # typeshed: Windows only
         assert str(caught.value) == "timed out"
-        assert 0.03 <= took[0] < 0.5
+        assert 0.03 <= took[0] < 5
         pair.peer.send(b"later")
         assert pair.local.recv(16) == b"later"
 
@@ -87,7 +87,7 @@ def test_sendall_has_one_time_for_all_of_it() -> None:
         took: list[float] = []
         with pytest.raises(TimeoutError):
             kinds.timed(lambda: pair.local.sendall(b"x" * 10_000_000), took)
-        assert took[0] < 1
+        assert took[0] < 5
 
 
 def test_an_accept_times_out() -> None:
@@ -130,5 +130,5 @@ def test_a_timeout_changed_meanwhile_is_the_next_call_s() -> None:
             os.sched_yield()
         pair.local.setblocking(False)
         pair.peer.sendall(b"data")
-        reader.join(5)
+        reader.join(60)
         assert got == [b"data"]
