@@ -21,6 +21,7 @@ import sharedsock as ss
 from sharedsock.testing import Aborted, Actor, Actors, Raised, Returned
 from sharedsock.testing.commands import Belongings
 from tests.descriptors import kinds
+from tests.kernel.stage import wait_blocked
 
 ON = "socket"
 
@@ -122,8 +123,7 @@ def test_the_error_of_a_select_says_who_closed(pair: kinds.Pair) -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not [row for row in pair.local.pending_operations() if row.kind == "select"]:
-        os.sched_yield()
+    wait_blocked(waiting, pair.local.pending_operations)
     pair.local.close()
     waiting.join()
     (error,) = caught
@@ -210,7 +210,7 @@ def test_a_listener_is_readable_when_a_connection_waits(kind: str) -> None:
     with kinds.listener_of(kind) as door:
         assert ss.select([door], [], [door], 0) == ([], [], [])
         with kinds.client_of(door):
-            assert ss.select([door], [], [door], 5) == ([door], [], [])
+            assert ss.select([door], [], [door], 60) == ([door], [], [])
             door.accept()[0].close()
         assert ss.select([door], [], [door], 0) == ([], [], [])
 
@@ -220,15 +220,15 @@ def test_a_connection_is_readable_on_data_on_the_peer_s_end_and_on_a_reset(pair:
     local = pair.local
     assert ss.select([local], [], [], 0) == ([], [], [])
     pair.peer.send(b"x")
-    assert ss.select([local], [], [], 5) == ([local], [], [])
+    assert ss.select([local], [], [], 60) == ([local], [], [])
     local.recv(16)
     pair.peer.shutdown(socket.SHUT_WR)
-    assert ss.select([local], [], [], 5) == ([local], [], [])
+    assert ss.select([local], [], [], 60) == ([local], [], [])
     assert local.recv(16) == b""
     with kinds.pair_of("tcp4") as other:
         other.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         other.peer.close()
-        assert ss.select([other.local], [], [], 5) == ([other.local], [], [])
+        assert ss.select([other.local], [], [], 60) == ([other.local], [], [])
         with pytest.raises(ConnectionResetError):
             other.local.recv(1)
 
@@ -238,7 +238,7 @@ def test_a_nonblocking_connect_is_writable_on_success() -> None:
     with kinds.listener_of("tcp4") as door, ss.SharedSocket() as local:
         local.settimeout(0)
         assert local.connect_ex(door.getsockname()) in (0, errno.EINPROGRESS)
-        assert ss.select([], [local], [local], 5) == ([], [local], [])
+        assert ss.select([], [local], [local], 60) == ([], [local], [])
         assert local.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
@@ -252,15 +252,15 @@ def test_a_nonblocking_connect_that_failed_is_exceptional(asked: str) -> None:
         local.settimeout(0)
         assert local.connect_ex(address) in (errno.EINPROGRESS, errno.ECONNREFUSED)
         if asked == "alone":
-            assert ss.select([], [], [local], 5) == ([], [], [local])
+            assert ss.select([], [], [local], 60) == ([], [], [local])
         else:
-            assert ss.select([], [local], [local], 5) == ([], [local], [local])
+            assert ss.select([], [local], [local], 60) == ([], [local], [local])
             assert local.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED
 
 
 def test_urgent_data_is_exceptional(pair: kinds.Pair) -> None:
     pair.peer.send(b"!", socket.MSG_OOB)
-    assert ss.select([], [], [pair.local], 5) == ([], [], [pair.local])
+    assert ss.select([], [], [pair.local], 60) == ([], [], [pair.local])
 
 
 @pytest.mark.rule("SELECT-4")
@@ -274,7 +274,7 @@ def test_select_leaves_the_timeout_and_the_sockets_alone(pair: kinds.Pair) -> No
     assert (timeout_s, pair.local.gettimeout()) == ([0.01], 3)
     pair.peer.send(b"whole")
     for _ in range(2):
-        assert ss.select([pair.local], [], [], 5) == ([pair.local], [], [])
+        assert ss.select([pair.local], [], [], 60) == ([pair.local], [], [])
     assert pair.local.recv(16) == b"whole"
     assert ss.select([pair.local], [pair.local], [], 0) == ([], [pair.local], [])
 

@@ -20,7 +20,7 @@ from sharedsock.testing import Actor, Actors
 from sharedsock.testing.commands import Belongings
 from tests.descriptors.kinds import pair_of
 from tests.descriptors.sharers import is_open_for, wait_end_of
-from tests.kernel.stage import Call, wait_for
+from tests.kernel.stage import Call, wait_blocked, wait_for
 
 IS_IDLE_S = 0.2
 
@@ -97,7 +97,7 @@ def test_a_listener_whose_file_was_made_blocking_is_still_ended_by_a_close(
         with socket.create_connection(listener.getsockname()):
             waiting.outcome()[0].close()
         waiting = Call(listener.accept)
-        wait_for(lambda: bool(listener.pending_operations()), "the accept to wait")
+        wait_blocked(waiting.thread, listener.pending_operations)
         listener.close()
         assert waiting.error(ss.OperationAborted).winerror == 10004
         other.close()
@@ -110,7 +110,7 @@ def test_the_first_accept_on_a_file_that_was_made_blocking_is_ended_by_a_close()
         os.set_blocking(listener.fileno(), True)
         waiting = Call(listener.accept)
         wait_for(lambda: not os.get_blocking(listener.fileno()), "the mode to be put right")
-        wait_for(lambda: bool(listener.pending_operations()), "the accept to wait")
+        wait_blocked(waiting.thread, listener.pending_operations)
         listener.close()
         assert waiting.error(ss.OperationAborted).winerror == 10004
 
@@ -125,7 +125,7 @@ def test_a_connect_on_a_file_that_was_made_blocking_is_ended_by_a_close(tmp_path
         shared = ss.SharedSocket(socket.AF_UNIX)
         os.set_blocking(shared.fileno(), True)
         waiting = Call(shared.connect, str(tmp_path / "door"))
-        wait_for(lambda: bool(shared.pending_operations()), "the connect to wait")
+        wait_blocked(waiting.thread, shared.pending_operations)
         shared.close()
         assert waiting.error(ss.OperationAborted).winerror == 10004
 
@@ -163,7 +163,7 @@ def test_an_event_is_told_once_and_nothing_spins(event: str, is_conversation: bo
         if expected is None:
             busy_s = process_time()
             assert not Event().wait(IS_IDLE_S)
-            assert process_time() - busy_s < 0.25 * IS_IDLE_S
+            assert process_time() - busy_s < 0.5 * IS_IDLE_S
             assert pair.local.recv(1, socket.MSG_OOB) == b"!"
             with pytest.raises(OSError):  # it is there or not: nobody waits for it
                 pair.local.recv(1, socket.MSG_OOB)
@@ -293,10 +293,10 @@ def test_a_jump_of_the_wall_clock_changes_no_budget(jump_s: float, monkeypatch: 
             began_s = monotonic()
             with pytest.raises(TimeoutError):
                 wait()
-            assert 0.098 <= monotonic() - began_s < 2
+            assert 0.098 <= monotonic() - began_s < 5
         with pytest.raises(TimeoutError):
             pair.local.sendall(bytes(1 << 22))
         pair.local.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 1))
         began_s = monotonic()
         pair.local.close()
-        assert 0.9 <= monotonic() - began_s < 4
+        assert 0.9 <= monotonic() - began_s < 5

@@ -11,7 +11,7 @@ import select
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Final, NoReturn
@@ -19,10 +19,11 @@ from typing import Any, Final, NoReturn
 from sharedsock.kernel import operations
 from sharedsock.kernel.sockets import KernelSocket
 from sharedsock.model import trace
+from sharedsock.model.identity import PendingOperation
 from sharedsock.testing.observation import thread_facts
 from tests.kernel.kinds import BlockingCall
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 60.0
 _never: Final = threading.Event()
 
 
@@ -42,6 +43,22 @@ def is_open(number: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def wait_blocked(thread: threading.Thread, pending: Callable[[], Iterable[PendingOperation]]) -> None:
+    """Wait until a call of a thread is among the pending operations, and sleeps in its wait.
+
+    Between the two lies the call's last look at `aborted`: a close there finds a call that has not begun to wait, and
+    that call is refused (10038), not aborted.
+    """
+    tid = thread.native_id
+    assert tid is not None
+
+    def is_blocked() -> bool:
+        assert thread.is_alive(), "the call came back instead of blocking"
+        return any(row.thread_id == tid for row in pending()) and thread_facts(os.getpid(), tid).is_waiting
+
+    wait_for(is_blocked, f"{thread.name} to block")
 
 
 class Call:
@@ -90,15 +107,7 @@ class Call:
 
     def wait_blocked(self, kernel: KernelSocket) -> None:
         """Wait until this thread is registered as a waiter of the socket and sleeps in its wait."""
-        tid = self.thread.native_id
-        assert tid is not None
-
-        def is_blocked() -> bool:
-            assert self.thread.is_alive(), "the call came back instead of blocking"
-            rows = operations.pending(kernel)
-            return any(row.thread_id == tid for row in rows) and thread_facts(os.getpid(), tid).is_waiting
-
-        wait_for(is_blocked, f"{self.thread.name} to block")
+        wait_blocked(self.thread, lambda: operations.pending(kernel))
 
 
 def blocked(kernel: KernelSocket, call: BlockingCall, timeout_s: float | None = None) -> Call:
@@ -247,7 +256,7 @@ class Sibling:
         status = 1
         try:
             trace.hook = None
-            signal.alarm(int(PATIENCE_S * 3))
+            signal.alarm(int(PATIENCE_S * 2))
             body(line)
             status = 0
         except BaseException as error:

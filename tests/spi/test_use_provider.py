@@ -23,6 +23,7 @@ from sharedsock.chaining import spelling
 from sharedsock.chaining.face import ChainedSocket
 from sharedsock.descriptors import providing
 from sharedsock.spi.provider import Buffers
+from tests.kernel.stage import wait_blocked
 
 
 class Shouting(spi.LayeredProvider):
@@ -68,7 +69,7 @@ def pair(listener_address: Any = ("127.0.0.1", 0)) -> tuple[ss.SharedSocket, soc
     with socket.create_server(listener_address) as door:
         face = ss.create_connection(door.getsockname())
         peer, _ = door.accept()
-    peer.settimeout(10)
+    peer.settimeout(60)
     return face, peer
 
 
@@ -249,7 +250,7 @@ def test_a_layer_that_refuses_leaves_nothing_behind(refused: str) -> None:
         if refused == "accept":
             with pytest.raises(OSError, match="no more today"):
                 server.accept()
-            client.settimeout(10)
+            client.settimeout(60)
             assert client.recv(1) == b"", "the client's socket was closed"
             server.close()
         else:
@@ -276,9 +277,7 @@ def blocked_receiver(face: ss.SharedSocket) -> tuple[threading.Thread, list[Base
 
     thread = threading.Thread(target=receive)
     thread.start()
-    while not face.pending_operations():
-        thread.join(0.005)
-        assert thread.is_alive()
+    wait_blocked(thread, face.pending_operations)
     return thread, outcome
 
 
@@ -293,7 +292,7 @@ def test_a_close_ends_the_calls_of_its_process_through_the_chain(registry: ss.Re
         waiting, theirs = blocked_receiver(other)
         thread, outcome = blocked_receiver(face)
         face.close()
-        thread.join(10)
+        thread.join(60)
         (error,) = outcome
         assert isinstance(error, ss.OperationAborted)
         assert (error.winerror, error.operation, error.bytes_transferred) == (10004, "recv_into", 0)
@@ -301,7 +300,7 @@ def test_a_close_ends_the_calls_of_its_process_through_the_chain(registry: ss.Re
             face.recv(1)
         assert not theirs
         peer.sendall(b"!")
-        waiting.join(10)
+        waiting.join(60)
         assert theirs == [b"!"]
         other.sendall(b"last")
         other.close()
@@ -327,7 +326,7 @@ def test_a_close_ends_a_call_that_a_layer_holds() -> None:
         while not luck.calls["WSPRecv"]:
             thread.join(0.005)
         face.close()
-        thread.join(10)
+        thread.join(60)
         (error,) = outcome
         assert isinstance(error, ss.OperationAborted | ss.NotASocket)
 
@@ -349,7 +348,7 @@ def test_a_refused_close_has_changed_nothing() -> None:
         got = 0
         while got < queued:
             got += len(peer.recv(65536))
-        face.settimeout(10)
+        face.settimeout(60)
         face.sendall(b"on")
         assert peer.recv(9) == b"ON"
         face.close()
@@ -394,7 +393,7 @@ def test_chaos_is_under_an_unchanged_program_in_a_child(registry: ss.Registry, m
         with pytest.raises(ConnectionResetError):
             peer.recv(9)
         assert ours.recv() == ("reset", True)
-    child.join(10)
+    child.join(60)
     assert child.exitcode == 0
 
 
@@ -408,7 +407,7 @@ server = http.server.HTTPServer(("127.0.0.1", 0), Hello, bind_and_activate=False
 server.socket.close()
 server.socket = ss.fromshare(bytes.fromhex(sys.stdin.readline()))
 server.server_name, server.server_port = "localhost", 0
-server.timeout = 20
+server.timeout = 60
 for _ in range(2):
     server.handle_request()
 server.server_close()
@@ -427,11 +426,11 @@ def test_chaos_is_under_http_server_in_another_program(registry: ss.Registry) ->
         program.stdin.write(server.share(program.pid).hex() + "\n")
         program.stdin.close()
         server.close()
-        client = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        client = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         client.request("GET", "/")  # the first accept is refused: handle_request() goes on with the second
         assert client.getresponse().read() == b"hello"
         client.close()
-        assert program.wait(20) == 0
+        assert program.wait(60) == 0
 
 
 def test_a_process_without_the_provider_is_told_and_the_ticket_stays(registry: ss.Registry, tmp_path: Path) -> None:
@@ -461,7 +460,7 @@ def test_a_process_without_the_provider_is_told_and_the_ticket_stays(registry: s
                 text=True,
                 env=environment,
                 check=True,
-                timeout=30,
+                timeout=60,
                 cwd="/",
             )
             assert told.stdout.split() == ["local_layer:Mine", "10105"], told.stderr

@@ -22,6 +22,7 @@ from sharedsock.model.lifecycle import (
     OperationState,
     advance,
 )
+from tests.kernel.stage import wait_blocked
 
 Event = tuple[int, str, Mapping[str, Any]]
 
@@ -54,8 +55,7 @@ def replay(events: list[Event]) -> tuple[dict[int, DescriptorState], list[Operat
 
 
 def _blocked(ours: ss.SharedSocket, call: Callable[[], object]) -> threading.Thread:
-    """Start a call in a thread; return once it waits."""
-    before = len(ours.pending_operations())
+    """Start a call in a thread; return once it waits, and sleeps."""
 
     def run() -> None:
         try:
@@ -65,8 +65,7 @@ def _blocked(ours: ss.SharedSocket, call: Callable[[], object]) -> threading.Thr
 
     thread = threading.Thread(target=run)
     thread.start()
-    while len(ours.pending_operations()) == before:
-        pass
+    wait_blocked(thread, ours.pending_operations)
     return thread
 
 

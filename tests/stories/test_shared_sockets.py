@@ -23,7 +23,7 @@ from tests.stdlib_helpers import stop_helpers
 from tests.stories.conftest import put_under
 
 METHODS = ("fork", "forkserver", "spawn", "exec")
-BOUND_S = 10.0
+BOUND_S = 60.0
 
 
 @pytest.fixture(scope="module")
