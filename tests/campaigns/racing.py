@@ -21,7 +21,7 @@ from sharedsock import NotASocket, OperationAborted
 
 __all__ = ["HANG_S", "Caller", "Tuner", "lively_interpreter", "race"]
 
-HANG_S: Final = 20.0
+HANG_S: Final = 60.0
 _SHORT_S: Final = 0.0001
 _LONGEST_S: Final = 0.02
 _MOST_ROUNDS: Final = 4  # times what was asked for, until both sides have been hit often enough

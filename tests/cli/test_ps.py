@@ -141,7 +141,7 @@ def test_reap_says_what_a_dead_run_left_and_ends_it_when_told(
             assert dead.exists()
             code, text = printed(capsys, "reap", "--yes")
             assert code == 0, text
-            assert left.wait(5) == -9
+            assert left.wait(60) == -9
             assert other.poll() is None
             assert {path.name for path in base.iterdir()} == {Path(living.directory).name, elsewhere.name}
             assert printed(capsys, "reap") == (0, "nothing is left of any dead run\n")
@@ -190,7 +190,7 @@ def test_reap_spares_a_run_within_the_dead_one_that_lives(
         program, fork = map(int, inner.stdout.readline().split())
         code, text = printed(capsys, "reap", "--yes")
         assert (code, re.findall(r"  process (\d+): ", text)) == (0, [str(left.pid)]), text
-        assert left.wait(5) == -9
+        assert left.wait(60) == -9
         assert inner.poll() is None
         assert start_ticks(program) is not None
         assert start_ticks(fork) is not None
@@ -308,5 +308,5 @@ def test_watch_shows_it_again_until_it_is_interrupted() -> None:
                 assert watching.stdout is not None
                 seen = [json.loads(watching.stdout.readline()) for _ in range(2)]
                 watching.send_signal(2)
-                assert watching.wait(10) == 130
+                assert watching.wait(60) == 130
             assert all(any(one["registry"] == registry.runtime for one in each) for each in seen)

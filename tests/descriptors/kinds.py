@@ -32,7 +32,7 @@ _UNIX_TYPES: Final = {
     "unix-dgram": socket.SOCK_DGRAM,
 }
 LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
-PEER_TIMEOUT_S: Final = 10.0
+PEER_TIMEOUT_S: Final = 60.0
 _SIOCOUTQNSD: Final = 0x894B  # bytes not sent yet; TIOCOUTQ counts those not acknowledged as well
 
 
@@ -265,7 +265,7 @@ def is_silent(end: socket.socket) -> bool:
     return not poll.poll(0)
 
 
-def wait_event(end: socket.socket, events: int = select.POLLIN | select.POLLRDHUP, timeout_s: float = 5.0) -> float:
+def wait_event(end: socket.socket, events: int = select.POLLIN | select.POLLRDHUP, timeout_s: float = 60.0) -> float:
     """Wait until something has reached this end; return how long it took."""
     began_s = monotonic()
     poll = select.poll()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import sharedsock as ss
 
-JOIN_S: Final = 20.0
+JOIN_S: Final = 60.0
 
 
 def say(shared: ss.SharedSocket) -> None:

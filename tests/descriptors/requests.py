@@ -18,7 +18,7 @@ from sharedsock.descriptors import service
 from sharedsock.registry import connect
 from sharedsock.testing.commands import Belongings
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 60.0
 _begun: Final[dict[str, Any]] = {}
 
 

@@ -27,7 +27,7 @@ from sharedsock.registry import connect, runtime, server
 from sharedsock.registry.serving import RegistryServer
 from sharedsock.testing.commands import Belongings
 
-BOUND_S: Final = 10.0
+BOUND_S: Final = 60.0
 _SO_COOKIE: Final = 57
 
 

@@ -28,7 +28,7 @@ from tests.descriptors.sharers import (
     wait_until,
 )
 
-CHILD_BOUND_S: Final = 10.0
+CHILD_BOUND_S: Final = 60.0
 
 # What a program may do with a socket, and what each use says in a child that only inherited it.
 USES: Final[dict[str, Callable[[ss.SharedSocket], Any]]] = {

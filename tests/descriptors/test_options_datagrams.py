@@ -36,7 +36,7 @@ def test_a_pending_datagram_receive_ends_with_10058(kind: str, call: str) -> Non
         while not pair.local.pending_operations():
             os.sched_yield()
         pair.local.shutdown(socket.SHUT_RD)
-        reader.join(5)
+        reader.join(60)
         assert not reader.is_alive()
         assert [getattr(error, "winerror", None) for error in errors] == [10058]
 

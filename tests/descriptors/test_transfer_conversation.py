@@ -49,7 +49,7 @@ class Talker:
 
     def join(self) -> int:
         """Wait for its end; return the WSA number of its error, 0 for none."""
-        self.thread.join(5)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         return 0 if self.error is None else getattr(self.error, "winerror", -1)
 

@@ -113,7 +113,7 @@ PRELOADED = """
         here, there = context.Pipe()
         child = context.Process(target=hold, args=(ours, there))
         child.start()
-        assert operation.result(20) == b"from a child"
+        assert operation.result(60) == b"from a child"
         inode = os.readlink(f"/proc/self/fd/{ours.fileno()}")
         after = files(forkserver._forkserver._forkserver_pid), files(resource_tracker._resource_tracker._pid)
         here.send(None)

@@ -35,7 +35,7 @@ def test_abort_ends_a_blocked_receive_which_took_nothing(
 ) -> None:
     """Rule 1: never blocked inside a call that takes data; I1: what comes later is there for another holder."""
     with pair.local.dup() as other_holder:
-        other_holder.settimeout(5.0)
+        other_holder.settimeout(60)
         kernel = kinds.adopt(pair.local)
         blocked = stage.blocked(kernel, call)
         _abort_ends(blocked, kernel, call.method, bounds)
@@ -74,7 +74,7 @@ def test_abort_ends_a_blocked_accept_which_took_no_client(kind: str, way: str, t
     listener = kinds.make_listener(kind, tmp_path)
     address = listener.getsockname()
     with listener.dup() as other_holder, kinds.make_client(kind) as client:
-        other_holder.settimeout(5.0)
+        other_holder.settimeout(60)
         kernel = kinds.adopt(listener)
         blocked = stage.blocked(kernel, BlockingCall("_accept", READ, tuple))
         _abort_ends(blocked, kernel, "_accept", bounds)

@@ -152,7 +152,7 @@ UNHOOKED = """
 def test_a_fork_that_ran_no_hook_is_noticed_and_harmless() -> None:
     """Called through ctypes: the wiped page tells it; an abort there takes no socket out of the parent's sets."""
     ended = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(UNHOOKED)], capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", textwrap.dedent(UNHOOKED)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("ok\n", "", 0)
 

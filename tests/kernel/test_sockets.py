@@ -185,7 +185,7 @@ def test_an_exit_with_sockets_open_and_threads_inside_is_silent() -> None:
         [sys.executable, "-W", "ignore::ResourceWarning", "-c", textwrap.dedent(AT_EXIT)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("exits\n", "", 0)

@@ -50,7 +50,7 @@ with http.server.HTTPServer(listener.getsockname(), Handler, bind_and_activate=F
 
 
 def ask(lease: TcpLease) -> bytes:
-    client = http.client.HTTPConnection(lease.host, lease.port, timeout=30)
+    client = http.client.HTTPConnection(lease.host, lease.port, timeout=60)
     try:
         client.request("GET", "/")
         return client.getresponse().read()
@@ -66,7 +66,7 @@ def check_served(lease: TcpLease, command: list[str], directory: Path) -> None:
             assert ask(lease) == b"served"
         finally:
             server.terminate()
-            server.wait(30)
+            server.wait(60)
 
 
 def test_http_server_in_a_thread(tcp_listener: TcpLease) -> None:

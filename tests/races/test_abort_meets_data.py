@@ -22,7 +22,7 @@ def test_abort_after_the_wake_leaves_the_data(
 ) -> None:
     """A waiter that sees both, the data and the abort, leaves without taking (DESIGN 5)."""
     with pair.local.dup() as other_holder:
-        other_holder.settimeout(5.0)
+        other_holder.settimeout(60)
         kernel = kinds.adopt(pair.local)
         ready = points.hold("op.ready")
         blocked = stage.blocked(kernel, call)
@@ -40,7 +40,7 @@ def test_abort_after_the_wake_leaves_the_data(
 def test_abort_before_the_data_leaves_it(pair: Pair, call: kinds.BlockingCall, way: str, points: stage.Points) -> None:
     """The other order: woken by the abort, the data comes before it looks."""
     with pair.local.dup() as other_holder:
-        other_holder.settimeout(5.0)
+        other_holder.settimeout(60)
         kernel = kinds.adopt(pair.local)
         ready = points.hold("op.ready")
         blocked = stage.blocked(kernel, call)

@@ -32,7 +32,7 @@ from sharedsock.registry.reception import Caps
 from sharedsock.registry.records import Limits
 from sharedsock.registry.serving import RegistryServer
 
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 
 
 def wait_readable(target: Any, timeout_s: float = PATIENCE_S) -> bool:

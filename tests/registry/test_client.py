@@ -164,7 +164,7 @@ def test_two_threads_that_redeem_at_once_get_one_descriptor(
 
     def meet(point: str, context: object) -> None:
         if point == "take.sent":
-            barrier.wait(10)
+            barrier.wait(60)
 
     trace.hook = meet
     outcomes: list[object] = []
@@ -179,7 +179,7 @@ def test_two_threads_that_redeem_at_once_get_one_descriptor(
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     trace.hook = None
     claims = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
     assert len(outcomes) == 2
@@ -286,7 +286,7 @@ def test_a_slow_answer_holds_up_nobody(client: Client, pair: tuple[socket.socket
         assert client.references(found.socket) == 2
     assert answers == []
     client.end_close(ONE)
-    closer.join(10)
+    closer.join(60)
     assert answers == [True]
     client.end_close(TWO)
 

@@ -23,7 +23,7 @@ def pair() -> Iterator[Pair]:
         far = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     with ours, far:
-        far.settimeout(10)
+        far.settimeout(60)
         yield ours, far
 
 
@@ -39,7 +39,7 @@ def identity(ours: socket.socket) -> SocketId:
 
 
 def wait_arrived(ours: socket.socket) -> None:
-    assert select.select([ours], [], [], 10)[0]
+    assert select.select([ours], [], [], 60)[0]
 
 
 @pytest.mark.fault("F-34", "S-13")
@@ -194,7 +194,7 @@ def test_a_listener_and_an_empty_number_are_just_closed() -> None:
     take(custody, listener)
     assert custody.release(1, last=True, linger_s=None, now=0.0) is None
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address, timeout=5)
+        socket.create_connection(address, timeout=60)
     assert custody.release(1, last=True, linger_s=None, now=0.0) is None, "doubled: no effect"
     custody.keep(2, os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
     custody.close()

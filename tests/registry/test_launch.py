@@ -81,7 +81,7 @@ def test_eight_threads_that_start_at_once_have_one_registry_and_one_channel(own_
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert len(found) == 8
     assert len(set(found)) == 1
     assert found[0][2] == 1
@@ -118,7 +118,7 @@ connect.default_client()
     with Script(dying, moment) as starter:
         assert starter.hear() == "dying"
         assert starter.hear() == ""
-        assert starter.process.wait(10) == -signal.SIGKILL
+        assert starter.process.wait(60) == -signal.SIGKILL
         client = connect.default_client()
         assert client.statistics().clients == 1
         others = set(registries(own_tree)) - {client.pid}
@@ -244,13 +244,13 @@ def test_a_daemonic_worker_can_start_it(own_tree: str, method: str) -> None:
     worker = context.Process(target=_from_a_worker, args=(theirs,), daemon=True)  # type: ignore[attr-defined]
     worker.start()
     try:
-        assert ours.poll(20)
+        assert ours.poll(60)
         pid, daemonic = ours.recv()
         assert daemonic
         assert connect.default_client().pid == pid
         ours.send("done")
     finally:
-        worker.join(10)
+        worker.join(60)
         worker.close()
         ours.close()
         theirs.close()
@@ -284,7 +284,7 @@ def test_a_ctrl_c_to_the_group_of_the_starter_does_not_reach_it(own_tree: str) -
         client = connect.default_client()
         assert client.pid == pid
         os.killpg(starter.pid, signal.SIGINT)
-        assert starter.process.wait(10) != 0
+        assert starter.process.wait(60) != 0
         assert client.statistics().pid == pid
 
 

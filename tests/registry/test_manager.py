@@ -183,7 +183,7 @@ def test_the_default_authkey_is_the_processes_own(tmp_path: Path) -> None:
     with RegistryManager(str(tmp_path / "r")) as manager:
         child = context.Process(target=_connect_and_compare, args=(manager.address, manager.statistics().pid))
         child.start()
-        child.join(20)
+        child.join(60)
         assert child.exitcode == 0
         child.close()
 
@@ -236,7 +236,7 @@ def test_get_server_serves_the_ledger_in_this_process(tmp_path: Path, ours: sock
         holder = holder_of(manager)
         holder.close()
         server.stop_event.set()
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive()
     client.shutdown()
     assert not os.path.exists(tmp_path / "r")
@@ -276,7 +276,7 @@ def test_daemonic_workers_may_start_one(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     worker = context.Process(target=_start_and_stop, args=(str(tmp_path / "r"),), daemon=True)
     worker.start()
-    worker.join(20)
+    worker.join(60)
     assert worker.exitcode == 0
     worker.close()
 

@@ -57,7 +57,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         far = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
     with ours, far:
-        far.settimeout(10)
+        far.settimeout(60)
         yield ours, far
 
 

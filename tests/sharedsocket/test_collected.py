@@ -59,5 +59,5 @@ entered.wait()
 @pytest.mark.fault("F-116", "F-118")
 def test_sockets_that_outlive_the_package_at_exit_are_silent() -> None:
     """Kept by a module that is emptied after the package's own, as a test runner keeps the locals of tests."""
-    ended = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)

@@ -46,8 +46,8 @@ def pair(kind: str, make: Callable[[socket.socket], socket.socket]) -> Iterator[
             with socket.create_server((HOSTS[family], 0), family=family) as door:
                 left = socket.create_connection(door.getsockname()[:2])
                 right, _ = door.accept()
-        left.settimeout(5)
-        right.settimeout(5)
+        left.settimeout(60)
+        right.settimeout(60)
         stack.enter_context(right)
         yield stack.enter_context(make(left)), right
 

@@ -25,5 +25,5 @@ with a, b:
 
 
 def test_a_shared_socket_is_the_stdlibs_whoever_stands_in_its_place() -> None:
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

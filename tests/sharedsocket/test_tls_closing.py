@@ -174,7 +174,7 @@ def test_plain_bytes_right_behind_the_goodbye_are_not_lost(contexts: Contexts) -
         server_said = Call(server.unwrap)
         assert client.recv(1) == b""
         # The server waits for our goodbye. Ours and plain bytes leave together.
-        below.settimeout(10)
+        below.settimeout(60)
         with below.dup() as line:
             client._session.machine.unwrap()
             line.sendall(client._session._outgoing.read() + b"plain " + b"bytes")
@@ -307,7 +307,7 @@ def test_a_close_here_leaves_the_socket_to_the_other_process(registry: ss.Regist
         server.sendall(b"to whoever is there")
         done.set()
         reap(child)
-        server.settimeout(10)
+        server.settimeout(60)
         with pytest.raises(OSError) as caught:  # unread bytes: reset
             while server.recv(1):
                 pass

@@ -20,7 +20,7 @@ from sharedsock.testing.conformance import calls
 from tests.descriptors import sharers
 
 CHAINS = ("base", "chain")
-BOUND_S = 10.0
+BOUND_S = 60.0
 
 
 class Plain(LayeredProvider):

@@ -147,7 +147,7 @@ def test_a_condition_function_rejects_defers_and_is_told_who_calls(entries: Entr
         assert code_of(spi.WSPAccept, listener, answer(CF_DEFER)) == 11002
         assert code_of(spi.WSPAccept, listener, answer(99)) == 10022
         assert code_of(spi.WSPAccept, listener, answer(CF_REJECT)) == 10061
-        far.settimeout(5)
+        far.settimeout(60)
         assert ends_with_reset(far)
     spi.WSPCloseSocket(listener)
 

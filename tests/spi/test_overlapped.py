@@ -349,7 +349,7 @@ def test_messages_wait_for_room_and_are_sent_in_their_order(
     there = str(tmp_path / "far")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as far:
         far.bind(there)
-        far.settimeout(10.0)
+        far.settimeout(60)
         spi.WSPIoctl(s, FIONBIO, 1)
         queued = 0
         while not code_of(spi.WSPSendTo, s, [b"filling"], 0, there):

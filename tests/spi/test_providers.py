@@ -99,7 +99,7 @@ def test_a_close_ends_a_throttled_wait() -> None:
         with entries_of(info).connected() as (s, _far):
             closed = UpcallTable().WPUQuerySocketHandleContext(s).closed = Announcing()
             waiting = Running(recv, s)
-            assert closed.entered.wait(10.0)
+            assert closed.entered.wait(60)
             spi.WSPCloseSocket(s)
             assert waiting.code() == 10004
 
@@ -150,7 +150,7 @@ def test_a_close_ends_a_stall() -> None:
         with entries_of(info).connected() as (s, _far):
             closed = UpcallTable().WPUQuerySocketHandleContext(s).closed = Announcing()
             waiting = Running(recv, s)
-            assert closed.entered.wait(10.0)
+            assert closed.entered.wait(60)
             spi.WSPCloseSocket(s)
             assert waiting.code() == 10004
 

@@ -34,7 +34,7 @@ from tests.descriptors.sharers import Running, wait_until
 
 __all__ = ["SCENES", "TAGGED", "Outcome", "Scene", "Stage", "belongings", "play", "scene"]
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 60.0
 TAGGED: Final = bytes(range(256))
 
 T = TypeVar("T")

@@ -26,7 +26,7 @@ def pair() -> Iterator[Pair]:
         with ss.create_connection(door.getsockname()) as local:
             peer, _ = door.accept()
             with peer:
-                peer.settimeout(10)
+                peer.settimeout(60)
                 yield Pair(local, peer)
 
 

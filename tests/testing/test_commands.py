@@ -24,7 +24,7 @@ def _serve(actor: Actor, peer: socket.socket, actors: Actors) -> None:
     serving = actor.thread("server").do("serve_clients", on="door")
     actor.wait_until_blocked("server")
     with socket.create_connection(address) as client:
-        client.settimeout(10)
+        client.settimeout(60)
         assert client.recv(64, socket.MSG_WAITALL).decode() == actor.name
         own = client.getsockname()
     actor.wait_for(lambda: any(event.kind == "client" for event in actor.events), "the client to be reported")
