@@ -2,6 +2,7 @@
 
 using.py       use_provider, which begins and ends it
 face.py        SharedSocket over a chain
+requests.py    overlapped calls over one
 bottom.py      SharedSocket as the provider beneath a chain
 stacks.py      a chain's providers in this process
 spelling.py    how a chain travels

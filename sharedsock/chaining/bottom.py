@@ -4,7 +4,8 @@ So waits, timeouts, aborts, kept data and verdicts are the face's own, however m
 raises goes up as a `WSAError` that still knows it, and comes out at the top as what it was.
 
 Addresses, option numbers and their values are the socket module's. What Winsock's signatures have no room for, the
-kernel's own flags and the size of an option's answer, travels beside them, in the thread.
+kernel's own flags, ancillary data, a call's own timeout and the size of an option's answer, travels beside them, in
+the thread.
 """
 
 from __future__ import annotations
@@ -13,19 +14,37 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
-from sharedsock.descriptors import lingering, options, transfer
+from sharedsock.descriptors import lingering, options, overlapped, transfer
 from sharedsock.descriptors.descriptor import draw_id
-from sharedsock.model.winsock import MSG_WAITALL, SIO_RESET_CONNECTION, WSAENOTSOCK, WSAEOPNOTSUPP
+from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept
+from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
+from sharedsock.model.winsock import (
+    MSG_WAITALL,
+    SIO_RESET_CONNECTION,
+    WSA_IO_PENDING,
+    WSA_OPERATION_ABORTED,
+    WSAEINVAL,
+    WSAENOTSOCK,
+    WSAEOPNOTSUPP,
+)
 from sharedsock.sharedsocket import SharedSocket
 from sharedsock.spi import Provider, WSAError
+from sharedsock.spi.buffers import fill
 from sharedsock.spi.errors import translated
-from sharedsock.spi.protocol_info import WSAPROTOCOL_INFO
-from sharedsock.spi.provider import Buffers
+from sharedsock.spi.overlapped import abandon, begin, complete, result
 
-__all__ = ["Below", "Bottom", "beside"]
+if TYPE_CHECKING:
+    from sharedsock.descriptors.overlapped import Operation
+    from sharedsock.spi.overlapped import WSAOVERLAPPED
+    from sharedsock.spi.protocol_info import WSAPROTOCOL_INFO
+    from sharedsock.spi.provider import Buffers
+
+__all__ = ["Below", "Bottom", "Carried", "beside"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,19 +61,47 @@ class Below(WSAError):
         self.original = original
 
 
+@dataclass(slots=True)
+class Carried:
+    """What goes beside the arguments of one call.
+
+    Attributes:
+        flags: the kernel's flags that Winsock has not.
+        size: that of an option's answer, None for a number.
+        kind: what the call is a part of, "sendall" or "handshake"; "" of none.
+        timeout_s: how long the call may wait; OWN_TIMEOUT is as long as the face's own.
+        ancillary: what a send takes along; the first one at the bottom does.
+        room: how many bytes of ancillary data a receive has room for; `received` is what it has brought.
+        is_whole: a request to send is for every byte.
+        begun: the operations that requests have become at the bottom.
+    """
+
+    flags: int = 0
+    size: int | None = None
+    kind: str = ""
+    timeout_s: float | None = OWN_TIMEOUT
+    ancillary: list[Any] = field(default_factory=list)
+    room: int = 0
+    received: list[Any] = field(default_factory=list)
+    is_whole: bool = False
+    begun: list[Operation[Any]] = field(default_factory=list)
+
+
+_NOTHING: Final = Carried()
+
+
 class Beside(threading.local):
     """What goes beside a call in its thread.
 
     Attributes:
         opening: the face that a WSPSocket is for. accepted: the faces that WSPAccept has made.
-        flags: the kernel's flags that Winsock has not. size: that of an option's answer, None for a number.
         closing: a face, and how it is to be closed.
+        call: what goes beside the arguments of the call that is under way.
     """
 
     opening: SharedSocket | None = None
-    flags: int = 0
-    size: int | None = None
     closing: tuple[SharedSocket, Callable[[], Any]] | None = None
+    call: Carried = _NOTHING
 
     def __init__(self) -> None:
         self.accepted: list[SharedSocket] = []
@@ -78,7 +125,7 @@ def _from_below(call: Callable[P, R]) -> Callable[P, R]:
 
 def _kernel_flags(dwFlags: int) -> int:
     """Return Winsock's flags as the kernel's, with those beside the call."""
-    return dwFlags & _SAME | (socket.MSG_WAITALL if dwFlags & MSG_WAITALL else 0) | beside.flags
+    return dwFlags & _SAME | (socket.MSG_WAITALL if dwFlags & MSG_WAITALL else 0) | beside.call.flags
 
 
 class Bottom(Provider):
@@ -159,11 +206,11 @@ class Bottom(Provider):
 
     @_from_below
     def WSPGetSockOpt(self, s: int, level: int, optname: int) -> Any:
-        return SharedSocket.getsockopt(self._face(s), level, optname, beside.size)
+        return SharedSocket.getsockopt(self._face(s), level, optname, beside.call.size)
 
     @_from_below
     def WSPSetSockOpt(self, s: int, level: int, optname: int, optval: Any) -> None:
-        SharedSocket.setsockopt(self._face(s), level, optname, optval, beside.size)
+        SharedSocket.setsockopt(self._face(s), level, optname, optval, beside.call.size)
 
     @_from_below
     def WSPIoctl(
@@ -176,7 +223,8 @@ class Bottom(Provider):
         lpThreadId: Any = None,
     ) -> Any:
         """SIO_RESET_CONNECTION, which layers need to end a connection hard; 10045 for every other code."""
-        _refuse_requests(lpOverlapped)
+        if lpOverlapped is not None:
+            raise WSAError(WSAEOPNOTSUPP, "under the Python face no control code is a request")
         descriptor = self._face(s)._descriptor
         if dwIoControlCode != SIO_RESET_CONNECTION or descriptor.type not in options.STREAMS:
             raise WSAError(WSAEOPNOTSUPP, f"control code {dwIoControlCode!r}")
@@ -190,11 +238,11 @@ class Bottom(Provider):
         s: int,
         lpBuffers: Buffers,
         dwFlags: int = 0,
-        lpOverlapped: Any = None,
+        lpOverlapped: WSAOVERLAPPED | None = None,
         lpCompletionRoutine: Any = None,
         lpThreadId: Any = None,
     ) -> int:
-        return self.WSPSendTo(s, lpBuffers, dwFlags, None, lpOverlapped)
+        return self.WSPSendTo(s, lpBuffers, dwFlags, None, lpOverlapped, lpCompletionRoutine, lpThreadId)
 
     @_from_below
     def WSPSendTo(
@@ -203,17 +251,27 @@ class Bottom(Provider):
         lpBuffers: Buffers,
         dwFlags: int = 0,
         lpTo: Any = None,
-        lpOverlapped: Any = None,
+        lpOverlapped: WSAOVERLAPPED | None = None,
         lpCompletionRoutine: Any = None,
         lpThreadId: Any = None,
     ) -> int:
-        _refuse_requests(lpOverlapped)
-        face, flags = self._face(s), _kernel_flags(dwFlags)
-        if len(lpBuffers) != 1:
-            return SharedSocket.sendmsg(face, lpBuffers, (), flags, lpTo)
-        if lpTo is None:
+        face, flags, call = self._face(s), _kernel_flags(dwFlags), beside.call
+        if lpOverlapped is not None:
+            _refuse_routine(lpCompletionRoutine)
+            data = lpBuffers[0] if len(lpBuffers) == 1 else b"".join(lpBuffers)
+            if lpTo is not None:
+                return self._request(s, lpOverlapped, None, overlapped.begin_sendto, face, data, flags, lpTo)[0]
+            start = overlapped.begin_sendall if call.is_whole else overlapped.begin_send
+            return self._request(s, lpOverlapped, None, start, face, data, flags)[0]
+        ancillary, call.ancillary = call.ancillary, []
+        if ancillary or len(lpBuffers) != 1:
+            return SharedSocket.sendmsg(face, lpBuffers, ancillary, flags, lpTo)
+        if lpTo is not None:
+            return SharedSocket.sendto(face, lpBuffers[0], flags, lpTo)
+        if call.timeout_s == OWN_TIMEOUT:
             return SharedSocket.send(face, lpBuffers[0], flags)
-        return SharedSocket.sendto(face, lpBuffers[0], flags, lpTo)
+        arguments = (lpBuffers[0], flags | DONTWAIT | NOSIGNAL)
+        return int(transfer.send(face._descriptor, call.kind or "send", "send", arguments, timeout_s=call.timeout_s))
 
     @_from_below
     def WSPRecv(
@@ -221,16 +279,20 @@ class Bottom(Provider):
         s: int,
         lpBuffers: Buffers,
         dwFlags: int = 0,
-        lpOverlapped: Any = None,
+        lpOverlapped: WSAOVERLAPPED | None = None,
         lpCompletionRoutine: Any = None,
         lpThreadId: Any = None,
     ) -> tuple[int, int]:
-        _refuse_requests(lpOverlapped)
-        face, flags = self._face(s), _kernel_flags(dwFlags)
-        if len(lpBuffers) == 1:
+        face, flags, call = self._face(s), _kernel_flags(dwFlags), beside.call
+        if lpOverlapped is not None:
+            _refuse_routine(lpCompletionRoutine)
+            views, limit = _views(lpBuffers)
+            return self._request(s, lpOverlapped, views, overlapped.begin_recv, face, limit, flags)[:2]
+        if call.timeout_s != OWN_TIMEOUT:
+            return _receive_within(face, lpBuffers, flags, call), 0
+        if len(lpBuffers) == 1 and not call.room:
             return SharedSocket.recv_into(face, lpBuffers[0], 0, flags), 0
-        count, _, found, _ = SharedSocket.recvmsg_into(face, lpBuffers, 0, flags)
-        return count, found
+        return _receive_message(face, lpBuffers, flags, call)[:2]
 
     @_from_below
     def WSPRecvFrom(
@@ -238,19 +300,107 @@ class Bottom(Provider):
         s: int,
         lpBuffers: Buffers,
         dwFlags: int = 0,
-        lpOverlapped: Any = None,
+        lpOverlapped: WSAOVERLAPPED | None = None,
         lpCompletionRoutine: Any = None,
         lpThreadId: Any = None,
     ) -> tuple[int, int, Any]:
-        _refuse_requests(lpOverlapped)
-        face = self._face(s)
-        count, _, found, address = SharedSocket.recvmsg_into(face, lpBuffers, 0, _kernel_flags(dwFlags))
-        return count, found, address
+        face, flags = self._face(s), _kernel_flags(dwFlags)
+        if lpOverlapped is not None:
+            _refuse_routine(lpCompletionRoutine)
+            views, limit = _views(lpBuffers)
+            return self._request(s, lpOverlapped, views, overlapped.begin_recvfrom, face, limit, flags)
+        return _receive_message(face, lpBuffers, flags, beside.call)
+
+    def WSPGetOverlappedResult(self, s: int, lpOverlapped: WSAOVERLAPPED, fWait: bool = False) -> tuple[int, int]:
+        self._face(s)
+        return result(s, lpOverlapped, fWait)
+
+    def _request(
+        self,
+        s: int,
+        lpOverlapped: WSAOVERLAPPED,
+        views: list[memoryview] | None,
+        start: Callable[..., Operation[Any]],
+        face: SharedSocket,
+        *arguments: Any,
+    ) -> tuple[int, int, Any]:
+        """Begin a request, which completes as the face's own operation does; return its outcome if it has one at once.
+
+        Args:
+            views: where what is received goes; None: it sends.
+        """
+        begin(s, lpOverlapped)
+        try:
+            operation = start(face._descriptor, *arguments)
+        except BaseException as error:
+            abandon(lpOverlapped, translated(error).winerror if isinstance(error, OSError) else WSA_OPERATION_ABORTED)
+            raise
+        beside.call.begun.append(operation)
+        if not operation.done():
+
+            def end(ended: Any) -> None:
+                error, count, address = _outcome(ended, views)
+                lpOverlapped.lpFrom = address
+                complete(lpOverlapped, error, count)
+
+            operation.add_done_callback(end)
+            raise WSAError(WSA_IO_PENDING)
+        failure = operation.exception()
+        if failure is not None:
+            abandon(lpOverlapped, translated(failure).winerror if isinstance(failure, OSError) else WSAEINVAL)
+            raise failure
+        _, count, address = _outcome(operation, views)
+        lpOverlapped.lpFrom = address
+        complete(lpOverlapped, 0, count)
+        return count, 0, address
 
 
-def _refuse_requests(lpOverlapped: Any) -> None:
-    if lpOverlapped is not None:
-        raise WSAError(WSAEOPNOTSUPP, "under the Python face there are no overlapped requests")
+def _outcome(operation: Operation[Any], views: list[memoryview] | None) -> tuple[int, int, Any]:
+    """Return (error, bytes, sender's address) of an operation that has ended."""
+    try:
+        value = operation.result()
+    except CancelledError:
+        return WSA_OPERATION_ABORTED, 0, None
+    except OSError as error:
+        return translated(error).winerror, operation.bytes_transferred, None
+    if views is None:
+        return 0, operation.bytes_transferred, None
+    data, address = value if isinstance(value, tuple) else (value, None)
+    return 0, fill(views, data), address
+
+
+def _views(lpBuffers: Buffers) -> tuple[list[memoryview], int]:
+    """Return views of buffers that are to be filled, and how many bytes they hold."""
+    views = [memoryview(buffer) for buffer in lpBuffers]
+    views = [view.cast("B") if view.nbytes else memoryview(bytearray()) for view in views]
+    return views, sum(map(len, views))
+
+
+def _receive_within(face: SharedSocket, lpBuffers: Buffers, flags: int, call: Carried) -> int:
+    """Receive as `recv`, waiting so long and not as long as the face would."""
+    views, limit = _views(lpBuffers)
+    descriptor, arguments = face._descriptor, (limit, flags | DONTWAIT)
+    data = transfer.receive(
+        descriptor, call.kind or "recv", "recv", arguments, Kept, _data_of, limit, timeout_s=call.timeout_s
+    )
+    if not data and limit:
+        options.verdict_on_empty(descriptor)
+    return fill(views, data)
+
+
+def _data_of(kept: Kept) -> bytes:
+    return kept.data
+
+
+def _receive_message(face: SharedSocket, lpBuffers: Buffers, flags: int, call: Carried) -> tuple[int, int, Any]:
+    count, ancillary, found, address = SharedSocket.recvmsg_into(face, lpBuffers, call.room, flags)
+    call.received.extend(ancillary)
+    return count, found, address
+
+
+def _refuse_routine(lpCompletionRoutine: Any) -> None:
+    if lpCompletionRoutine is not None:
+        raise WSAError(WSAEOPNOTSUPP, "under the Python face no thread waits alertably, so no routine would run")
 
 
 def _plain_class(face: SharedSocket) -> type[SharedSocket]:

@@ -1,11 +1,13 @@
 """The Python face over a chain: a SharedSocket whose calls go down from the top of it.
 
-Through the chain go opening, accept, connect, bind, listen, shutdown, every send and receive, names, options and
-every kind of close. Timeouts, sharing and what introspection tells are the descriptor's, no call of a provider's.
-What a chain cannot carry is refused with 10045: ancillary data, overlapped calls, detach(), AF_ALG; TLS as well.
+Through the chain go opening, accept, connect, bind, listen, shutdown, every send and receive, overlapped or not, names,
+options and every kind of close; `wrap_tls` has its wire there. Timeouts, sharing and what introspection tells are the
+descriptor's, no call of a provider's. Ancillary data goes beside the calls, which no layer sees. What would go around
+the chain is refused with 10045: detach(), ssl's own wrap_socket(), AF_ALG; begin_connect() and begin_accept() have no
+overlapped form in the SPI.
 
-Two promises end at the bottom of the chain: an interrupt between the layers loses what the call below had taken, and
-`sendall` counts its timeout anew for each send that it takes. sendfile() sends by reading.
+One promise ends at the bottom of the chain: an interrupt between the layers loses what the call below had taken.
+sendfile() sends by reading.
 
 A socket without a chain has nothing of this: the class of one with a chain is changed when it is opened.
 """
@@ -16,13 +18,24 @@ import errno
 import socket
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, cast
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NoReturn, TypeVar, cast
 
-from sharedsock.chaining.bottom import Below, beside
+from sharedsock.chaining.bottom import Below, Carried, beside
+from sharedsock.chaining.requests import ChainedOperation, aborted
 from sharedsock.descriptors import transfer
-from sharedsock.kernel.system import NOSIGNAL
+from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
 from sharedsock.model.errors import NotASocket, OperationAborted, from_errno
-from sharedsock.model.winsock import MSG_WAITALL, WSAEINTR, WSAENOTSOCK
+from sharedsock.model.winsock import (
+    MSG_WAITALL,
+    WSA_IO_PENDING,
+    WSA_OPERATION_ABORTED,
+    WSAEINTR,
+    WSAENOTSOCK,
+    WSAETIMEDOUT,
+)
+from sharedsock.registry.numbers import close_all
+from sharedsock.registry.parcels import numbers_in
 from sharedsock.sharedsocket import SharedSocket
 from sharedsock.spi import WSAError
 
@@ -33,6 +46,8 @@ if TYPE_CHECKING:
     from sharedsock.descriptors.descriptor import Descriptor
 
 __all__ = ["ChainedSocket", "chained", "plain_error"]
+
+T = TypeVar("T")
 
 _SAME: Final = int(socket.MSG_OOB | socket.MSG_PEEK | socket.MSG_DONTROUTE)
 _DEFAULT_BACKLOG: Final = min(socket.SOMAXCONN, 128)  # the stdlib's
@@ -78,21 +93,24 @@ class ChainedSocket(SharedSocket):
             raise NotASocket(f"descriptor {self._descriptor.id} has no way down: its providers were not reached")
         return route
 
-    def _pass(self, call: str, *arguments: Any, flags: int = 0, size: int | None = None) -> Any:
-        """Make a WSP* call at the top of the chain. `flags`: the kernel's, of which the last argument has the rest."""
+    def _pass(self, call: str, *arguments: Any, carried: Carried | None = None) -> Any:
+        """Make a WSP* call at the top of the chain; `carried` goes beside its arguments."""
         route = self._route()
-        beside.flags, beside.size = flags, size
+        before, beside.call = beside.call, Carried() if carried is None else carried
         try:
             return getattr(route.top, call)(route.handle, *arguments)
         except WSAError as error:
+            if error.winerror == WSA_IO_PENDING:
+                return None
             raise plain_error(self._descriptor, call, error) from None
         finally:
-            beside.flags, beside.size = 0, None
+            beside.call = before
 
-    def _transfer(self, call: str, buffers: list[Any], flags: int, *more: Any) -> Any:
+    def _transfer(self, call: str, buffers: list[Any], flags: int, *more: Any, carried: Carried | None = None) -> Any:
         winsocks = flags & _SAME | (MSG_WAITALL if flags & socket.MSG_WAITALL else 0)
-        rest = flags & ~(_SAME | socket.MSG_WAITALL | NOSIGNAL)
-        return self._pass(call, buffers, winsocks, *more, flags=rest)
+        carried = Carried() if carried is None else carried
+        carried.flags = flags & ~(_SAME | socket.MSG_WAITALL | NOSIGNAL)
+        return self._pass(call, buffers, winsocks, *more, carried=carried)
 
     # -- opening and closing ---------------------------------------------------------------------------------
 
@@ -193,10 +211,10 @@ class ChainedSocket(SharedSocket):
         return self._pass("WSPGetPeerName")
 
     def setsockopt(self, level: int, optname: int, value: Any, optlen: int | None = None, /) -> None:
-        self._pass("WSPSetSockOpt", level, optname, value, size=optlen)
+        self._pass("WSPSetSockOpt", level, optname, value, carried=Carried(size=optlen))
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
-        return self._pass("WSPGetSockOpt", level, optname, size=buflen)
+        return self._pass("WSPGetSockOpt", level, optname, carried=Carried(size=buflen))
 
     # -- receiving -------------------------------------------------------------------------------------------
 
@@ -223,19 +241,23 @@ class ChainedSocket(SharedSocket):
         return count, address
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
-        if ancbufsize:
-            raise _refused("ancillary data")
         buffer = _room(bufsize, "recvmsg")
-        count, found, address = self._transfer("WSPRecvFrom", [buffer], flags)
-        return bytes(buffer[:count]), [], found, address
+        count, *rest = self._receive_message([buffer], ancbufsize, flags)
+        return bytes(buffer[:count]), *rest
 
     def recvmsg_into(
         self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0, /
     ) -> tuple[int, list[Any], int, Any]:
-        if ancbufsize:
-            raise _refused("ancillary data")
-        count, found, address = self._transfer("WSPRecvFrom", list(buffers), flags)
-        return count, [], found, address
+        return self._receive_message(list(buffers), ancbufsize, flags)
+
+    def _receive_message(self, buffers: list[Any], ancbufsize: int, flags: int) -> tuple[int, list[Any], int, Any]:
+        carried = Carried(room=ancbufsize)
+        try:
+            count, found, address = self._transfer("WSPRecvFrom", buffers, flags, carried=carried)
+        except BaseException:  # a layer has failed with it in its hands
+            close_all(numbers_in(carried.received))
+            raise
+        return count, carried.received, found, address
 
     # -- sending ---------------------------------------------------------------------------------------------
 
@@ -243,11 +265,12 @@ class ChainedSocket(SharedSocket):
         return int(self._transfer("WSPSend", [_view(data)], flags))
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        """Send every byte; the timeout counts anew for each send."""
         view, sent = _view(data), 0
+        timeout_s = 0.0 if flags & DONTWAIT else self._descriptor.timeout_s
+        until_s = monotonic() + timeout_s if timeout_s else None
         while True:
             try:
-                sent += self._transfer("WSPSend", [view[sent:]], flags)
+                sent += self.send_within("sendall", view[sent:], timeout_s, flags)
             except OperationAborted as error:
                 error.bytes_transferred += sent
                 raise
@@ -261,6 +284,10 @@ class ChainedSocket(SharedSocket):
                 ) from error
             if sent >= len(view):
                 return
+            if until_s is not None:
+                timeout_s = until_s - monotonic()
+                if timeout_s <= 0:
+                    raise from_errno(errno.ETIMEDOUT, f"timed out; {sent} bytes were queued", winerror=WSAETIMEDOUT)
 
     def sendto(self, data: Any, *arguments: Any) -> int:
         if not 1 <= len(arguments) <= 2:
@@ -271,12 +298,11 @@ class ChainedSocket(SharedSocket):
     def sendmsg(
         self, buffers: Iterable[Any], ancdata: Iterable[Any] = (), flags: int = 0, address: Any = None, /
     ) -> int:
-        if list(ancdata):
-            raise _refused("ancillary data")
         views = [_view(buffer) for buffer in buffers] or [memoryview(b"")]
+        carried = Carried(ancillary=list(ancdata))
         if address is None:
-            return int(self._transfer("WSPSend", views, flags))
-        return int(self._transfer("WSPSendTo", views, flags, address))
+            return int(self._transfer("WSPSend", views, flags, carried=carried))
+        return int(self._transfer("WSPSendTo", views, flags, address, carried=carried))
 
     def sendmsg_afalg(self, *arguments: Any, **options_: Any) -> int:
         raise _refused("sendmsg_afalg()")
@@ -286,25 +312,74 @@ class ChainedSocket(SharedSocket):
         # The stdlib then sends by reading, through the chain.
         raise socket._GiveupOnSendfile()  # type: ignore[attr-defined]  # as above
 
+    # -- the wire of TLS -------------------------------------------------------------------------------------
+
+    def receive_within(self, kind: str, bufsize: int, timeout_s: float | None) -> bytes:
+        """Receive as a part of a call of that kind, waiting so long and not as long as the descriptor would."""
+        buffer = _room(bufsize, kind)
+        count, _ = self._transfer("WSPRecv", [buffer], 0, carried=Carried(kind=kind, timeout_s=timeout_s))
+        return bytes(buffer[:count])
+
+    def send_within(self, kind: str, view: memoryview, timeout_s: float | None, flags: int = 0) -> int:
+        """Send as a part of a call of that kind, waiting so long and not as long as the descriptor would."""
+        return int(self._transfer("WSPSend", [view], flags, carried=Carried(kind=kind, timeout_s=timeout_s)))
+
     # -- what only begins ------------------------------------------------------------------------------------
 
-    def begin_recv(self, *arguments: Any, **options_: Any) -> NoReturn:
-        raise _refused("begin_recv()")
+    def begin_recv(self, bufsize: int, flags: int = 0) -> ChainedOperation[bytes]:
+        buffer = _room(bufsize, "begin_recv")
+        return self._begin("recv", "WSPRecv", [buffer], flags, lambda count, _: bytes(buffer[:count]))
 
-    def begin_recvfrom(self, *arguments: Any, **options_: Any) -> NoReturn:
-        raise _refused("begin_recvfrom()")
+    def begin_recvfrom(self, bufsize: int, flags: int = 0) -> ChainedOperation[tuple[bytes, Any]]:
+        buffer = _room(bufsize, "begin_recvfrom")
+        return self._begin(
+            "recvfrom", "WSPRecvFrom", [buffer], flags, lambda count, address: (bytes(buffer[:count]), address)
+        )
 
-    def begin_send(self, *arguments: Any, **options_: Any) -> NoReturn:
-        raise _refused("begin_send()")
+    def begin_send(self, data: Any, flags: int = 0) -> ChainedOperation[int]:
+        return self._begin("send", "WSPSend", [_view(data)], flags, lambda count, _: count)
 
-    def begin_sendall(self, *arguments: Any, **options_: Any) -> NoReturn:
-        raise _refused("begin_sendall()")
+    def begin_sendall(self, data: Any, flags: int = 0) -> ChainedOperation[None]:
+        return self._begin("sendall", "WSPSend", [_view(data)], flags, lambda *_: None, is_whole=True)
 
     def begin_accept(self) -> NoReturn:
-        raise _refused("begin_accept()")
+        raise _refused("begin_accept(), which has no overlapped form in the SPI,")
 
     def begin_connect(self, *arguments: Any, **options_: Any) -> NoReturn:
-        raise _refused("begin_connect()")
+        raise _refused("begin_connect(), which has no overlapped form in the SPI,")
+
+    def _begin(
+        self,
+        kind: str,
+        call: str,
+        buffers: list[Any],
+        flags: int,
+        give: Callable[[int, Any], T],
+        *,
+        is_whole: bool = False,
+    ) -> ChainedOperation[T]:
+        """Post a request at the top of the chain; raise only if it was not started."""
+        descriptor = self._descriptor
+
+        def explain(error: int, count: int) -> OSError:
+            closed_by = descriptor.kernel.aborted
+            if closed_by is not None and error in (WSA_OPERATION_ABORTED, WSAEINTR, WSAENOTSOCK):
+                return aborted(kind, count, str(closed_by))
+            return plain_error(descriptor, kind, WSAError(error))
+
+        operation = ChainedOperation(descriptor, kind, give, explain)
+        carried = Carried(is_whole=is_whole, begun=operation.begun)
+        try:
+            self._transfer(call, buffers, flags, operation.relay, carried=carried)
+        except (NotASocket, BlockingIOError):  # closed, or too many are pending: nothing was started
+            raise
+        except OSError as error:
+            operation.refuse(error)
+        except BaseException:
+            for below in operation.begun:  # nobody will see what they come to
+                below.cancel()
+            raise
+        return operation
 
 
 def _room(bufsize: int, call: str) -> memoryview:

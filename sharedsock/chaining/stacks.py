@@ -22,6 +22,7 @@ from sharedsock.model.winsock import AF_INET, SOCK_STREAM, WSAENOTSOCK, XP1_IFS_
 from sharedsock.spi import Provider, UpcallTable, WSAError
 from sharedsock.spi.base_opening import FAMILIES
 from sharedsock.spi.catalog import draw_entry_id, find_entry, provider_id
+from sharedsock.spi.overlapped import complete
 from sharedsock.spi.provider import HIGHEST_VERSION
 
 if TYPE_CHECKING:
@@ -50,6 +51,11 @@ class _Upcalls(UpcallTable):
             return self._contexts[s]
         except (KeyError, TypeError):
             raise WSAError(WSAENOTSOCK, f"{s!r} is no handle of this chain") from None
+
+    def WPUCompleteOverlappedRequest(
+        self, s: int, lpOverlapped: Any, dwError: int, cbTransferred: int, dwFlags: int = 0
+    ) -> None:
+        complete(lpOverlapped, dwError, cbTransferred, dwFlags)
 
     def WPUCloseSocketHandle(self, s: int) -> None:
         self.WPUQuerySocketHandleContext(s)
@@ -151,6 +157,10 @@ class Stacks:
             if isinstance(error, WSAError):
                 raise plain_error(descriptor, "open", error) from None
             raise
+
+    def wire_of(self, face: ChainedSocket) -> providing.Wire:
+        """Return what carries TLS on a face that goes through the chain."""
+        return providing.Wire(face.receive_within, face.send_within)
 
     def enter(self, client: SharedSocket, top: Provider, handle: int) -> None:
         """Enter a client that has come up through the chain with its handle."""

@@ -9,11 +9,26 @@ imported by name, when the first chain is met.
 from __future__ import annotations
 
 import importlib
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
-__all__ = ["Chain", "chain_of", "current", "spelled"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Chain", "Wire", "chain_of", "current", "spelled"]
 
 _MAKER: Final = "sharedsock.chaining"
+
+
+class Wire(NamedTuple):
+    """Plain sends and receives of a stream through a chain, as parts of a call of some kind.
+
+    Attributes:
+        receive: (kind, most bytes, seconds to wait or None) -> at least a byte, or b"" at the end.
+        send: (kind, bytes, seconds to wait or None) -> how many there was room for.
+    """
+
+    receive: Callable[[str, int, float | None], bytes]
+    send: Callable[[str, memoryview, float | None], int]
 
 
 class Chain(Protocol):
@@ -29,6 +44,9 @@ class Chain(Protocol):
 
     def put_under(self, face: Any) -> None:
         """Have a face that has just got its descriptor go through the chain; where that fails, it is closed."""
+
+    def wire_of(self, face: Any) -> Wire:
+        """Return what carries TLS on a face that goes through the chain."""
 
 
 current: Chain | None = None

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from sharedsock.registry.exchange import Exchange
 
-__all__ = ["GONE", "RECEIVE", "Answer", "Parcel", "Waiter", "receive", "wait_polled", "wait_ready"]
+__all__ = ["GONE", "RECEIVE", "Answer", "Parcel", "Waiter", "numbers_in", "receive", "wait_polled", "wait_ready"]
 
 _INT: Final = struct.Struct("i")
 _ROOM: Final = socket.CMSG_SPACE(4 * _INT.size)  # more than one, so that surplus ones are seen
@@ -65,17 +65,22 @@ class Parcel:
         if not self.raw:
             return []
         if self.numbers is None:
-            self.numbers = [
-                _INT.unpack_from(data, offset)[0]
-                for level, kind, data in self.raw[0][1]
-                if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
-                for offset in range(0, len(data) - _INT.size + 1, _INT.size)
-            ]
+            self.numbers = numbers_in(self.raw[0][1])
         return self.numbers
 
     def close(self) -> None:
         """Close the numbers nobody has taken."""
         close_all(self.unpack())
+
+
+def numbers_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    """Return the file numbers that ancillary data, as recvmsg gives it, has brought into this process."""
+    return [
+        _INT.unpack_from(data, offset)[0]
+        for level, kind, data in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for offset in range(0, len(data) - _INT.size + 1, _INT.size)
+    ]
 
 
 class Waiter:

@@ -67,7 +67,7 @@ def wrap_tls(
         TypeError: not a SharedSocket. ValueError: no stream, or arguments that do not fit.
         ssl.SSLError: the handshake failed; the socket is open, and good only for closing.
         OperationAborted: this process closed the descriptor during the handshake (10004).
-        OSError: not connected (10057), over a chain of providers (10045), and as `SharedSocket.recv` and `send`.
+        OSError: not connected (10057), and as `SharedSocket.recv` and `send`.
     """
     if not isinstance(s, SharedSocket):
         raise TypeError(f"wrap_tls() takes a SharedSocket, not {type(s).__name__}; see adopt()")
@@ -79,10 +79,10 @@ def wrap_tls(
         raise ValueError("check_hostname requires server_hostname")
     if do_handshake_on_connect and s.gettimeout() == 0:
         raise ValueError("a handshake may have to wait: give the socket a timeout, or do_handshake_on_connect=False")
-    if s._descriptor.chain is not None:
-        raise from_errno(errno.EOPNOTSUPP, "TLS would go around the providers under this socket")
     s.getpeername()
-    made = Session(s._descriptor, context, server_side, server_hostname, session, suppress_ragged_eofs)
+    chain = s._descriptor.chain
+    wire = None if chain is None else chain.wire_of(s)
+    made = Session(s._descriptor, context, server_side, server_hostname, session, suppress_ragged_eofs, wire)
     secured = TLSSocket(s, made)
     if do_handshake_on_connect:
         secured.do_handshake()

@@ -1,8 +1,9 @@
-"""TLS between a machine that works on memory (`ssl.MemoryBIO`) and a wire that is a descriptor.
+"""TLS between a machine that works on memory (`ssl.MemoryBIO`) and a wire: a descriptor, or the providers over it.
 
 Keeps, for the face (face.py):
 - *Bytes*: ciphertext is fed in the order of its arrival and sent in the order of its making, each byte once, whatever
-  timeout, interrupt or abort comes between (I1): what is under way is kept here, not in a frame.
+  timeout, interrupt or abort comes between (I1): what is under way is kept here, not in a frame. Providers under the
+  socket have frames: an interrupt in one of those loses what it had.
 - *Locks*: `_receiving` and `_sending` belong to who reads or writes the wire and may be held while waiting, `_state`
   guards the machine and is not. Order: receiving, sending, state. A closer takes none that anybody may hold.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sharedsock.descriptors.descriptor import Descriptor
+    from sharedsock.descriptors.providing import Wire
 
 __all__ = ["SEND_CHUNK", "Patience", "Session"]
 
@@ -99,6 +101,7 @@ class Session:
         "_sending",
         "_state",
         "_suppress_ragged_eofs",
+        "_wire",
         "is_over",
         "machine",
     )
@@ -111,9 +114,11 @@ class Session:
         server_hostname: str | None,
         session: ssl.SSLSession | None,
         suppress_ragged_eofs: bool,
+        wire: Wire | None,
     ) -> None:
         # In a forked child a SharedSocket may get another descriptor; this one refuses there, and the keys with it.
         self._descriptor = descriptor
+        self._wire = wire  # providers under the socket; None: there are none, the descriptor itself is the wire
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.machine = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname, session)
         # Its read() is Python: an interrupt between the C call in it and its return would lose a record (rule 3).
@@ -315,7 +320,8 @@ class Session:
     def _fetch(self, kind: str, patience: Patience) -> None:
         """Feed what the wire has, at least a byte or its end; waits. The caller has `_receiving`."""
         if not self._arrived:
-            receipt = (
+            receive: Callable[..., bytes] = transfer.receive
+            receipt: tuple[Any, ...] = (
                 self._descriptor,
                 kind,
                 "recv",
@@ -326,8 +332,10 @@ class Session:
                 False,
                 patience.left_s(),
             )
+            if self._wire is not None:
+                receive, receipt = self._wire.receive, (kind, _WIRE_CHUNK, patience.left_s())
             try:
-                self._arrived.extend(starmap(transfer.receive, (receipt,)))  # received and stored in one C call
+                self._arrived.extend(starmap(receive, (receipt,)))  # received and stored in one C call
             except OSError as error:
                 raise _as_of(kind, error, is_receive=True) from None
         while self._arrived:
@@ -377,10 +385,13 @@ class Session:
                 self._line = following, []
                 del self._produced[0]
                 continue
+            send: Callable[..., int] = transfer.send
             arguments = (view[sent:], DONTWAIT | NOSIGNAL)
-            dispatch = (self._descriptor, kind, "send", arguments, False, patience.left_s())
+            dispatch: tuple[Any, ...] = (self._descriptor, kind, "send", arguments, False, patience.left_s())
+            if self._wire is not None:
+                send, dispatch = self._wire.send, (kind, view[sent:], patience.left_s())
             try:
-                counts.extend(starmap(transfer.send, (dispatch,)))  # sent and counted in one C call
+                counts.extend(starmap(send, (dispatch,)))  # sent and counted in one C call
             except OSError as error:
                 raise _as_of(kind, error) from None
 

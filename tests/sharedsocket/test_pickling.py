@@ -228,9 +228,7 @@ def test_each_worker_gets_a_descriptor_of_its_own_from_initargs(
 
 @pytest.mark.rule("DUP-2", "DUP-12")
 @pytest.mark.parametrize("method", METHODS)
-def test_an_executor_takes_tickets_and_gives_sockets(
-    pair: tuple[ss.SharedSocket, socket.socket], method: str
-) -> None:
+def test_an_executor_takes_tickets_and_gives_sockets(pair: tuple[ss.SharedSocket, socket.socket], method: str) -> None:
     """submit and map with tickets; a result that is a ticket, or a socket, is a socket here."""
     ours, peer = pair
     with executor(method) as workers:

@@ -24,7 +24,10 @@ from tests.sharedsocket.tls_parties import (
     talking_to_the_stdlib,
     tcp_pair,
     wait_blocked,
+    wire,
 )
+
+__all__ = ["wire"]  # every test of this file over a descriptor, and over a chain of providers
 
 ENDS: dict[str, Callable[[Parties], object]] = {
     "close": lambda parties: parties.client.close(),

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pytest
 import trustme
 
 import sharedsock as ss
+from sharedsock import spi
 from sharedsock.tls import TLSSocket
 from tests.kernel.stage import Call, wait_for
 
@@ -35,6 +37,13 @@ def make_contexts() -> Contexts:
     for context in made:
         context.set_alpn_protocols(["test/1"])
     return made
+
+
+@pytest.fixture(autouse=True, params=["descriptor", "chain"])
+def wire(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What TLS stands on: in a chain, every call of the wire goes through a provider."""
+    with ss.use_provider(*((spi.Tracing,) if request.param == "chain" else (None,))):
+        yield
 
 
 class Parties(NamedTuple):
