@@ -6,18 +6,18 @@ import contextlib
 import os
 import select
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
 from sharedsock import spi
+from sharedsock.descriptors import table
+from sharedsock.kernel import operations
 from sharedsock.model.winsock import AF_INET, FIONBIO, IPPROTO_TCP, SOCK_DGRAM, SOCK_STREAM, WSA_FLAG_OVERLAPPED
 from sharedsock.spi import WSAPROTOCOL_INFO, LayeredProvider
-from sharedsock.testing.conformance import calls
 from tests.descriptors import sharers
+from tests.kernel import kinds as kernel_kinds
+from tests.kernel import stage as kernel_stage
 
 CHAINS = ("base", "chain")
 BOUND_S = 60.0
@@ -133,10 +133,11 @@ def ends_with_reset(far: socket.socket) -> bool:
 
 
 def fill(s: int) -> int:
-    """Send until there is no room; return how many bytes. The socket is left blocking."""
-    sent = calls.fill(s)
+    """Fill the kernel socket under a handle, below every layer; return how many bytes. It is left blocking."""
+    name = spi.WSPGetSockName(s)
+    kernel = next(one.kernel for one in table.open_descriptors() if one.kernel.getsockname() == name)
     spi.WSPIoctl(s, FIONBIO, 0)
-    return sent
+    return kernel_kinds.fill(kernel)
 
 
 class Running(sharers.Running):
@@ -151,17 +152,10 @@ class Running(sharers.Running):
         return self.error.winerror
 
     def wait_blocked(self) -> None:
-        """Wait until the call's thread waits, as this process's table has it."""
-        from sharedsock.descriptors import table
-        from sharedsock.kernel import operations
-
-        deadline = threading.Event()
-        for _ in range(2000):
-            waiting = {one.thread_id for some in table.open_descriptors() for one in operations.pending(some.kernel)}
-            if self._thread.native_id in waiting:
-                return
-            deadline.wait(0.002)
-        pytest.fail("the call does not wait")
+        """Wait until the call's thread waits, as this process's table and the kernel have it."""
+        kernel_stage.wait_blocked(
+            self._thread, lambda: (row for one in table.open_descriptors() for row in operations.pending(one.kernel))
+        )
 
 
 # -- what actors are told to do: each takes place in the actor's process ---------------------------------------------
