@@ -62,7 +62,7 @@ def test_two_first_waiters_share_one_waker(pair: Pair, monkeypatch: pytest.Monke
     first = stage.performing(kernel, kinds.RECEIVES[0], has_tried=True)
     assert held.wait(stage.PATIENCE_S)
     second = stage.performing(kernel, kinds.RECEIVES[0], has_tried=True)
-    stage.wait_for(lambda: kernel.waker is not None, "the second one's")
+    second.wait_blocked(kernel)  # it opens nothing more, which could get the first one's number
     go.set()
     stage.wait_for(lambda: not stage.is_open(made[0]), "the first one's to be closed")
     assert kernel.waker is not None
