@@ -13,8 +13,12 @@ import pytest
 
 UNDER_LOAD = 4
 
+HANG_S = 5  # an actor is to be started and to block in that time
+
 DEADLOCK = """
     import threading, pytest, sharedsock as ss
+    from sharedsock.testing import Actors  # here, where no clock runs
+    ss.SharedSocket
 
     @pytest.fixture(autouse=True)
     def began(request):
@@ -58,9 +62,9 @@ def pids_with(directory: str) -> list[int]:
 @pytest.mark.parametrize(
     ("marker", "arguments"),
     [
-        ("", ("--sharedsock-hang-timeout=3",)),
-        ("", ("--sharedsock-hang-timeout=3", "-n2")),
-        ("@pytest.mark.sharedsock(timeout=3)", ("--sharedsock-hang-timeout=0", "--dist=no")),
+        ("", (f"--sharedsock-hang-timeout={HANG_S}",)),
+        ("", (f"--sharedsock-hang-timeout={HANG_S}", "-n2")),
+        (f"@pytest.mark.sharedsock(timeout={HANG_S})", ("--sharedsock-hang-timeout=0", "--dist=no")),
     ],
     ids=["alone", "workers", "marker"],
 )
@@ -78,8 +82,8 @@ def test_a_deadlock_prints_the_merged_page_and_ends_the_run(
     assert "in test_deadlock" in page
     assert re.search(r"pending [\d.]+ s: recv on an unnamed socket in thread reading-thread, descriptor \d+", page)
     assert re.search(r"process \d+ gw\d, child of" if "-n2" in arguments else r"process \d+ controller, child of", page)
-    # 3 s after the deadlock's test began the page is due, whole; and 2 s after it the end.
-    due_s = (sessions.directory / "began-test_deadlock").stat().st_mtime + 3
+    # HANG_S after the deadlock's test began the page is due, whole; and 2 s after it the end.
+    due_s = (sessions.directory / "began-test_deadlock").stat().st_mtime + HANG_S
     page_s = done.seen_s("======== end of the page")
     bounds.check("T_page", page_s - due_s)
     assert ended_s - page_s < 2 * UNDER_LOAD + (5 if done.code < 0 else 0)
