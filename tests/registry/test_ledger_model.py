@@ -10,9 +10,9 @@ import random
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from sharedsock.model.identity import DescriptorFacts, DescriptorId, HolderId, ProcessId, SocketFacts, SocketId
 from sharedsock.registry.ledger import Ledger
@@ -378,8 +378,21 @@ class LedgerModel(RuleBasedStateMachine):
         assert self.custody == {out.number for out in self.out.values()} | set(self.given_up), "I3"
 
 
+# The same every time, and no clock in it: what is new each time belongs to the campaigns.
+SUITE = settings(
+    max_examples=40,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 TestLedgerModel = LedgerModel.TestCase
-TestLedgerModel.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestLedgerModel.settings = SUITE
+
+
+@pytest.mark.campaign
+def test_random_orders_that_are_new_each_time() -> None:
+    run_state_machine_as_test(LedgerModel, settings=settings(SUITE, max_examples=600, derandomize=False))
 
 
 @pytest.mark.fault("F-63", "F-110", "S-14")
