@@ -75,7 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if "PYTEST_XDIST_WORKER" not in os.environ:
         os.environ[_BASE_VARIABLE] = str(base)
     os.environ["XDG_RUNTIME_DIR"] = str(base)
-    for name in ("SHAREDSOCK_TREE", "SHAREDSOCK_REGISTRY", "SHAREDSOCK_AUDIT"):
+    for name in ("SHAREDSOCK_TREE", "SHAREDSOCK_REGISTRY", "SHAREDSOCK_AUDIT", "SHAREDSOCK_DEBUG"):
         os.environ.pop(name, None)
     # A shell that starts us in the background has SIGINT ignored, and every process of ours would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -38,7 +38,8 @@ ADVICE: Final = {
     "WSAEWOULDBLOCK": "try again when it is ready; a refused close changed nothing: wait, or set SO_LINGER off or to 0",
     "WSAEINPROGRESS": "make the call after the callback or the other call has returned",
     "WSAEALREADY": "wait until the socket is writable, then ask SO_ERROR",
-    "WSAENOTSOCK": "this process has closed the descriptor, or got it by a fork (ForkedDescriptor): use share()",
+    "WSAENOTSOCK": "this process has closed the descriptor, or got it by a fork (ForkedDescriptor): use share(). "
+    "LostDescriptor: something else here closes its file number; with SHAREDSOCK_DEBUG=1 the first use tells",
     "WSAEDESTADDRREQ": "connect the socket, or use sendto()",
     "WSAEMSGSIZE": "send a smaller datagram, or receive into a larger buffer",
     "WSAEPROTOTYPE": "leave the protocol 0, or take the one of the socket's type",

@@ -32,7 +32,7 @@ from sys import getrefcount
 from typing import TYPE_CHECKING, Final
 
 from sharedsock.descriptors import lingering, naming, options, service, table
-from sharedsock.descriptors.descriptor import Closer, calling_place
+from sharedsock.descriptors.descriptor import Closer, calling_place, lost
 from sharedsock.kernel import numbers, sockets
 from sharedsock.kernel.system import unread_bytes
 from sharedsock.model import trace
@@ -71,7 +71,7 @@ def close(
 
     Raises:
         BlockingIOError: 10035, the close was refused and has changed nothing (LINGER-4).
-        NotASocket: the number was closed behind our back. Everything of the descriptor has been given back.
+        LostDescriptor: the number was closed behind our back. Everything of the descriptor has been given back.
 
     Source: LPWSPCLOSESOCKET, Remarks.
     """
@@ -95,11 +95,8 @@ def close(
         closing.cut_short()
         raise
     if closing.is_lost():
-        raise NotASocket(
-            f"descriptor {descriptor.id}, opened at {descriptor.opened_at}: somebody else in this process had closed "
-            "its file number; whoever takes a number over needs detach() or share()",
-            descriptor=descriptor.id,
-        )
+        assert closing.kernel is not None, "begin() has said yes"
+        raise lost(descriptor, closing.kernel.lost)
     return True
 
 
@@ -129,6 +126,7 @@ def forget(descriptor: Descriptor) -> int:
 
     Raises:
         OSError: 10022, the socket was shared: its number alone is not the socket.
+        LostDescriptor: in the debug mode, if the number is a stranger's. The descriptor is closed all the same.
     """
     closing = _Closing(descriptor)
     kernel: KernelSocket | None = None
@@ -139,6 +137,8 @@ def forget(descriptor: Descriptor) -> int:
         if descriptor.client is not None:
             descriptor.claims.clear()
             raise not_alone(descriptor)
+        if descriptor.kernel.is_lost():
+            raise lost(descriptor, descriptor.kernel.lost)
         kernel = closing.abort()
         closing.drain()
         if descriptor.local.linger_s:  # emulated up to now; whoever has the number has only the kernel's
@@ -250,6 +250,7 @@ class _Closing:
         if (
             trace.hook is not None
             or getrefcount(self.kernel) != sockets.ALONE
+            or self.kernel.__class__ is not sockets.KernelSocket
             or descriptor.client is not None
             or descriptor.local.linger_s is not None
         ):

@@ -18,7 +18,7 @@ from weakref import ref
 
 from sharedsock.kernel import numbers, sockets, system
 from sharedsock.kernel.conversation import SILENT
-from sharedsock.model.errors import ForkedDescriptor, NotASocket
+from sharedsock.model.errors import ForkedDescriptor, LostDescriptor, NotASocket
 from sharedsock.model.identity import DescriptorFacts, DescriptorId, SocketFacts, SocketId
 from sharedsock.registry.page import CommonState
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import ClosedKernel, KernelSocket
     from sharedsock.registry.client import Client
 
-__all__ = ["Closer", "Descriptor", "Face", "Place", "calling_place", "draw_id", "in_words"]
+__all__ = ["Closer", "Descriptor", "Face", "Place", "calling_place", "draw_id", "in_words", "lost"]
 
 # Frames of these are not where a user opened or closed something: this package, and the stdlib's own socket module.
 _OURS: Final = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, str(socket.__file__))
@@ -227,6 +227,15 @@ class Descriptor:
         if face is not None:
             face._kernel = self.kernel
             face._talk = SILENT
+
+
+def lost(descriptor: Descriptor, what: str) -> LostDescriptor:
+    """Build the error of a descriptor whose number is not its socket any more."""
+    return LostDescriptor(
+        f"descriptor {descriptor.id}, opened at {descriptor.opened_at}: {what}; whoever takes a number over needs "
+        "detach() or share()",
+        descriptor=descriptor.id,
+    )
 
 
 _PRISTINE: Final = CommonState()

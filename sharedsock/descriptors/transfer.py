@@ -12,16 +12,16 @@ import socket
 from contextlib import suppress
 from functools import partial
 from itertools import starmap
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sharedsock.descriptors import options, table
-from sharedsock.descriptors.descriptor import Closer, Descriptor
+from sharedsock.descriptors.descriptor import Closer, Descriptor, lost
 from sharedsock.kernel import conversation, numbers, operations, sockets
 from sharedsock.kernel.conversation import SILENT, Conversation
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
 from sharedsock.kernel.system import stay_nonblocking
-from sharedsock.model.errors import ForkedDescriptor, NotASocket, OperationAborted, SharedSocketError
+from sharedsock.model.errors import ForkedDescriptor, LostDescriptor, NotASocket, OperationAborted, SharedSocketError
 from sharedsock.model.winsock import WSAETIMEDOUT
 
 if TYPE_CHECKING:
@@ -66,22 +66,27 @@ def require_kernel(descriptor: Descriptor) -> KernelSocket:
     """Return the kernel socket of an open descriptor, after noticing a fork that ran no hooks.
 
     Raises:
-        NotASocket: closed; ForkedDescriptor: the parent's.
+        NotASocket: closed; ForkedDescriptor: the parent's; LostDescriptor: in the debug mode, if the number is.
     """
     if numbers.is_forked():
         table.note_fork()
-    kernel: object = descriptor.kernel
-    if isinstance(kernel, sockets.ClosedKernel):
-        kernel.raise_refusal()
-    return cast("KernelSocket", kernel)
+    kernel = descriptor.kernel
+    if kernel.__class__ is not sockets.KernelSocket:
+        try:
+            kernel.require()
+        except OSError as error:
+            raise settle(descriptor, kernel, error) from None
+    return kernel
 
 
 def settle(descriptor: Descriptor, kernel: KernelSocket, error: OSError) -> OSError:
     """Return the error a caller gets for what a kernel call raised."""
     if isinstance(error, SharedSocketError):
-        return error
+        return lost(descriptor, kernel.lost) if isinstance(error, LostDescriptor) else error
     if kernel.is_buried:  # a call between look-up and system call met the dead file
         return NotASocket(f"descriptor {descriptor.id} was closed by {kernel.aborted} while the call began")
+    if error.errno == errno.EBADF and kernel.is_lost():
+        return lost(descriptor, kernel.lost)
     if isinstance(error, TimeoutError) and error.errno is None:
         error.winerror = WSAETIMEDOUT  # type: ignore[attr-defined]  # typeshed: Windows only
         return error
@@ -230,7 +235,7 @@ def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None)
         while left > 0:
             arguments = (kernel.number, source, offset + total, min(left, _SENDFILE_BLOCK))
             try:
-                sent = operations.perform(kernel, "sendfile", WRITE, descriptor.timeout_s, os.sendfile, arguments)
+                sent = operations.perform(kernel, "sendfile", WRITE, descriptor.timeout_s, kernel.sendfile, arguments)
             except OperationAborted as error:
                 error.bytes_transferred = total
                 raise
@@ -328,7 +333,7 @@ def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSo
 
     The gate: a fork in another thread must not inherit a number that nobody has entered yet.
     """
-    stay_nonblocking(kernel.number)
+    stay_nonblocking(kernel)
     facts = descriptor.family, descriptor.type, descriptor.protocol
     taken: list[Any] = []
     clients: list[KernelSocket] = []

@@ -276,7 +276,7 @@ def connect(kernel: KernelSocket, address: Any, timeout_s: float | None) -> None
         OperationAborted, TimeoutError: the attempt goes on without us.
     """
     try:
-        stay_nonblocking(kernel.number)
+        stay_nonblocking(kernel)
         kernel.connect(address)
         return
     except BlockingIOError as error:
@@ -332,7 +332,7 @@ def _connect_to_full_backlog(kernel: KernelSocket, address: Any, timeout_s: floa
                 raise aborted(kernel, "connect")
             interval_s = min(interval_s * 2, _BACKLOG_RETRY_S)
             try:
-                stay_nonblocking(kernel.number)
+                stay_nonblocking(kernel)
                 kernel.connect(address)
                 return
             except BlockingIOError:

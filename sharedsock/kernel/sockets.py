@@ -46,6 +46,7 @@ __all__ = [
     "close_alone",
     "close_stray",
     "forget_retiring",
+    "is_dead",
     "keep_and_bury",
     "let_go",
     "open_socket",
@@ -62,6 +63,8 @@ _fileno: Final = _socket.socket.fileno
 _retiring: dict[int, int] = {}
 # The dead files: kind -> number, and what tells that the number is still that file.
 _dead: dict[int, tuple[int, tuple[int, ...]]] = {}
+# The kind of object a socket of this process is given; see `_begin`.
+_kind: type[KernelSocket]
 
 
 def retiring() -> int:
@@ -90,6 +93,7 @@ class KernelSocket(_socket.socket):
         streak: receives in a row that had to wait, from one probe to the next; the first of them ended at `streak_s`.
         talk: the conversation that receives have become; None if they never have, or once buried.
         waker: what ends the waits; None until somebody waits.
+        lost: what has become of a number that is not the socket any more.
     """
 
     __slots__ = (
@@ -109,6 +113,10 @@ class KernelSocket(_socket.socket):
     )
 
     number: int
+    lost: str = "somebody else in this process had closed its file number"
+
+    if hasattr(os, "sendfile"):
+        sendfile = staticmethod(os.sendfile)
 
     if TYPE_CHECKING:  # typeshed leaves it out
 
@@ -155,6 +163,13 @@ class KernelSocket(_socket.socket):
         if self.slot != numbers.NEVER_CALM:
             numbers.calm[self.slot] = 1
 
+    def require(self) -> None:
+        """Ask whether the number is this socket still: a question that only the debug mode has (checked.py)."""
+
+    def is_lost(self) -> bool:
+        """Whether the number is known not to be this socket any more."""
+        return False
+
     def _free(self) -> None:
         number = getattr(self, "number", -1)
         if number < 0:  # interrupted before it was entered: the C object alone knows it
@@ -185,7 +200,7 @@ class ClosedKernel:
         self._refuse = refuse
         self.aborted = closed_by
 
-    def raise_refusal(self) -> NoReturn:
+    def require(self) -> NoReturn:
         """Raise the error every use of this descriptor gets."""
         raise self._refuse()
 
@@ -211,6 +226,29 @@ def _require_dead_file(family: int) -> int:
         return number
 
 
+_kind = KernelSocket
+
+
+def _begin(family: int) -> None:
+    """Before the first socket: whether this is the debug mode, and a dead file for what will be closed."""
+    global _kind
+    if os.environ.get("SHAREDSOCK_DEBUG") == "1":
+        from sharedsock.kernel.checked import CheckedKernel
+
+        _kind = CheckedKernel
+    _require_dead_file(family)
+
+
+def is_dead(kernel: KernelSocket) -> bool:
+    """Whether what lies over a buried number is what was put there."""
+    with suppress(OSError):
+        files = [identity for _, identity in _dead.values()]
+        if kernel.waker is not None:
+            files.append(system.file_identity(kernel.waker.number))
+        return system.file_identity(kernel.number) in files
+    return False
+
+
 def open_socket(family: int, type: int, proto: int) -> KernelSocket:  # as in socket.socket
     """Open a new kernel socket, nonblocking and close-on-exec.
 
@@ -218,8 +256,8 @@ def open_socket(family: int, type: int, proto: int) -> KernelSocket:  # as in so
         OSError: as socket(2). Nothing is left open.
     """
     if not _dead:
-        _require_dead_file(family)
-    kernel = KernelSocket(family, type, proto)
+        _begin(family)
+    kernel = _kind(family, type, proto)
     if trace.hook is not None:
         trace.hit("open.created", number=kernel.number)
     return kernel
@@ -243,9 +281,9 @@ def adopt(
         OSError: EBADF, ENOTSOCK. As after an interrupt, the number is the caller's.
     """
     if not _dead:
-        _require_dead_file(family)
+        _begin(family)
     made: list[KernelSocket] = [] if into is None else into
-    made.extend(starmap(KernelSocket, ((family, type, proto, number),)))
+    made.extend(starmap(_kind, ((family, type, proto, number),)))
     return made[-1]
 
 
@@ -327,6 +365,9 @@ def keep_and_bury(kernel: KernelSocket, keep: bool, into: list[int] | None = Non
             return None
         if _fileno(kernel) < 0:  # closed at once, and cut short then
             kernel.number = -1
+            return None
+        if kernel.__class__ is not KernelSocket and kernel.is_lost():
+            let_go(kernel)
             return None
         if keep:
             try:

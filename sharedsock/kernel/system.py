@@ -112,14 +112,14 @@ def is_still_dead(number: int, identity: tuple[int, ...]) -> bool:
         return False
 
 
-def stay_nonblocking(number: int) -> None:
-    """Put the mode of a file right that another holder has made blocking.
+def stay_nonblocking(kernel: Any) -> None:
+    """Put the mode of a kernel socket's file right, if another holder has made it blocking.
 
     accept(2) and connect(2) have no flag for one call, as MSG_DONTWAIT is: they would wait where no close reaches them.
     A file that is right already is left alone, as every sharer sees the mode.
     """
-    if os.get_blocking(number):
-        os.set_blocking(number, False)
+    if os.get_blocking(kernel.number):
+        kernel.settimeout(0.0)
 
 
 def ioctl_int(number: int, request: int) -> int:

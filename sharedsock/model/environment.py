@@ -14,6 +14,7 @@ __all__ = ["VARIABLES", "check_variables"]
 PREFIX: Final = "SHAREDSOCK_"
 VARIABLES: Final = {
     "SHAREDSOCK_AUDIT": "1: also sockets that are not shared are announced to the registry, with the place of each",
+    "SHAREDSOCK_DEBUG": "1: every call asks first whether its file number still is its socket",
     "SHAREDSOCK_REGISTRY": "the runtime directory of the registry to use, instead of the tree's own",
     "SHAREDSOCK_TREE": "set for children: the runtime directory of the default registry",
     "SHAREDSOCK_RUN": "set for children: the directory of the test run",
@@ -25,7 +26,7 @@ VARIABLES: Final = {
     "SHAREDSOCK_REPORT": "pytest: where findings are written",
     "SHAREDSOCK_START_METHOD": "pytest: how actors start",
 }
-_SWITCH: Final = ("", "0", "1")
+_SWITCHES: Final = ("SHAREDSOCK_AUDIT", "SHAREDSOCK_DEBUG")
 
 
 def check_variables(environment: Mapping[str, str]) -> None:
@@ -37,6 +38,6 @@ def check_variables(environment: Mapping[str, str]) -> None:
     unknown = sorted(name for name in environment if name.startswith(PREFIX) and name not in VARIABLES)
     if unknown:
         raise ValueError(f"{', '.join(unknown)} in the environment: no such variable; there are {', '.join(VARIABLES)}")
-    audit = environment.get("SHAREDSOCK_AUDIT", "")
-    if audit not in _SWITCH:
-        raise ValueError(f"SHAREDSOCK_AUDIT: {audit!r} is neither on nor off; there are 1 and 0")
+    for name in _SWITCHES:
+        if environment.get(name, "") not in ("", "0", "1"):
+            raise ValueError(f"{name}: {environment[name]!r} is neither on nor off; there are 1 and 0")

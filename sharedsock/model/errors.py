@@ -17,6 +17,7 @@ __all__ = [
     "ForkedDescriptor",
     "InternalError",
     "InvalidProvider",
+    "LostDescriptor",
     "NotASocket",
     "OperationAborted",
     "RegistryGone",
@@ -206,6 +207,13 @@ class NotASocket(SharedSocketError):
 
 class ForkedDescriptor(NotASocket):
     """The descriptor belongs to the parent: after a fork the child owns nothing; sharing is always explicit."""
+
+
+class LostDescriptor(NotASocket):
+    """Somebody else in this process has closed its file number: a use would be one of whatever has the number now.
+
+    A close notices it where nobody has the number yet; with SHAREDSOCK_DEBUG=1 every call does, whoever has it.
+    """
 
 
 class TicketError(SharedSocketError, ValueError):

@@ -82,7 +82,7 @@ def test_the_classes_are_those_an_error_really_has(row: WSACode) -> None:
 def test_a_page_says_all_there_is_to_say(capsys: pytest.CaptureFixture[str]) -> None:
     page = " ".join(shown(capsys, "10038").split())
     row = ROWS["WSAENOTSOCK"]
-    assert page.startswith("WSAENOTSOCK (10038) errno EBADF (9) raised as NotASocket, ForkedDescriptor ")
+    assert page.startswith("WSAENOTSOCK (10038) errno EBADF (9) raised as NotASocket, ForkedDescriptor, LostDescriptor")
     assert f"means {row.meaning} what to do {ADVICE['WSAENOTSOCK']}" in page
     assert "not raised by the Python face" in shown(capsys, "WSASYSNOTREADY")
 

@@ -127,7 +127,7 @@ def test_errno_sweep_of_socket(shortage: int, monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise OSError(shortage, os.strerror(shortage))
 
-    monkeypatch.setattr(sockets, "KernelSocket", type("Failing", (_socket.socket,), {"__init__": fail}))
+    monkeypatch.setattr(sockets, "_kind", type("Failing", (_socket.socket,), {"__init__": fail}))
     before = _open_numbers(), numbers.owned()
     with pytest.raises(OSError, match=os.strerror(shortage)) as failed:
         sockets.open_socket(socket.AF_INET, socket.SOCK_STREAM, 0)

@@ -150,7 +150,7 @@ def test_a_closed_kernel_refuses_everything() -> None:
     closed = ClosedKernel(lambda: NotASocket("closed"), "the test")
     assert (closed.number, closed.aborted, numbers.calm[closed.slot]) == (-1, "the test", 0)
     assert operations.pending(closed) == ()  # type: ignore[arg-type]
-    for use in (lambda: closed.recv, lambda: closed.streak, closed.raise_refusal):
+    for use in (lambda: closed.recv, lambda: closed.streak, closed.require):
         with pytest.raises(NotASocket):
             use()
 
