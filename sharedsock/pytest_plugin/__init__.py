@@ -68,12 +68,13 @@ class _Arming:
         self._session = session
         self._is_armed = False
 
+    @pytest.hookimpl(tryfirst=True)  # before xdist's, which tells the controller
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Take part in the tests, if there is something to do."""
         settings = self._session.settings
         if settings.leaks or settings.hang_timeout_s or any(map(asks_for_something, session.items)):
             self.arm()
-        # Every worker collects all tests, so all of them are on the page of a hang, whoever runs the test that does.
+        # Every worker collects all tests, so all are on the page of a hang, whoever runs the test that hangs.
         if self._session.worker and any(map(has_timeout, session.items)):
             assert self._session.run is not None
 

@@ -123,6 +123,15 @@ class Session:
         if self.settings.hang_timeout_s:
             assert self.run is not None
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """Be on the page of a hang too, if a worker that has collected watches tests with a time of their own."""
+        from sharedsock.testing.runs import current_run
+
+        run = current_run()
+        if run is not None and run.has_directory:
+            assert self.run is not None
+
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self) -> None:
         """Close what this process shares with the run."""

@@ -90,7 +90,7 @@ def test_a_deadlock_prints_the_merged_page_and_ends_the_run(
     assert pids_with(str(sessions.directory)) == []
 
 
-def test_where_a_marker_has_a_time_every_worker_is_on_the_page(session: Callable[..., Any]) -> None:
+def test_where_a_marker_has_a_time_every_process_is_on_the_page(session: Callable[..., Any]) -> None:
     """Also the one whose tests ask for nothing of ours; each of them waits for ever, so both workers are there."""
     done = session(
         """
@@ -105,8 +105,9 @@ def test_where_a_marker_has_a_time_every_worker_is_on_the_page(session: Callable
     )
     assert done.code != 0
     page = done.out.partition("======== sharedsock: ")[2].partition("======== end of the page")[0]
-    assert sorted(re.findall(r"^process \d+ (gw\d), child of", page, re.M)) == ["gw0", "gw1"], done.out
+    assert sorted(re.findall(r"^process \d+ (\w+), child of", page, re.M)) == ["controller", "gw0", "gw1"], done.out
     assert "in test_marked" in page
+    assert "in loop_once" in page, "xdist's loop in the controller"
 
 
 @pytest.mark.parametrize("workers", [(), ("-n1",)], ids=["alone", "controller"])
