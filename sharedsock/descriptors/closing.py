@@ -103,7 +103,8 @@ def close(
 def collect(descriptor: Descriptor) -> None:
     """Close a descriptor the garbage collector has found open: no registry call, no wait, no refusal.
 
-    The kernel's rule ends the socket if nobody else has it; the reference goes with the next registry call.
+    The kernel's rule ends the socket if nobody else has it; the service gives the reference back soon, or the next call
+    that talks to a registry does.
     """
     descriptor.claims.append(0)
     if descriptor.claims != [0]:
@@ -117,6 +118,7 @@ def collect(descriptor: Descriptor) -> None:
     table.leave(descriptor)
     if client is not None:
         table.abandon(client, descriptor.id)
+        service.flush_soon()
 
 
 def forget(descriptor: Descriptor) -> int:

@@ -4,7 +4,8 @@ It waits on all stations in one poll set, and on the pipes by which a restarted 
 with the first request that has to wait or the first socket that is shared, ends when no request is left and no channel
 to a registry through which anything was shared, is stopped before a fork and started again behind it, and never keeps
 an interpreter from ending. Requests that had to wait are settled here, and their callbacks run here. A registry is
-answered in a thread of that moment: it may keep one waiting.
+answered in a thread of that moment: it may keep one waiting. What the garbage collector has left for registries to hear
+is posted here, which waits for nobody.
 
 A closer takes no lock and runs no callback: it has marked the socket; here it takes the number out of the set and
 rings. Whoever serves next finds the mark and aborts what is left. So a close may come from any thread, a callback, a
@@ -28,7 +29,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 # The table's fork hooks are registered first, so its locks are taken after ours: the thread is not halted under them.
-from sharedsock.descriptors import table as _table  # noqa: F401
+from sharedsock.descriptors import table
 from sharedsock.descriptors.stations import Station
 from sharedsock.kernel import numbers, polling
 
@@ -44,6 +45,7 @@ __all__ = [
     "abort",
     "discard",
     "enlist",
+    "flush_soon",
     "kept_thread",
     "look_after",
     "pending",
@@ -193,6 +195,7 @@ class Service:
 
     def _gather(self) -> None:
         """Wait for something to do; the stations concerned are due. Cut short, it has lost none of them."""
+        table.post_abandoned()
         began_s = monotonic()
         is_wanted = bool(self.armed or self.pipes)
         timeout_s = None if is_wanted else 0.0 if self.is_resting else _IDLE_S
@@ -237,6 +240,7 @@ class Service:
 def _announce_again(client: Client) -> None:
     with suppress(OSError):  # gone again: the next one will call as well
         client.answer_call()
+    flush_soon()  # what the dead one could not be told is nothing to the new one
 
 
 def _report() -> None:
@@ -352,6 +356,16 @@ def abort(kernel: KernelSocket) -> None:
         if station is not None:
             station.call()
             discard(kernel)
+
+
+def flush_soon() -> None:
+    """Have references that were left behind given back soon; for the collector: takes no lock, waits for nothing.
+
+    Whoever holds something at a registry has the thread, unless there was none to be had; then the next call does it.
+    """
+    service = _current
+    if service is not None:
+        service.polls.bell.signal()
 
 
 def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:

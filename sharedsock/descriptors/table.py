@@ -12,6 +12,7 @@ import os
 import sys
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.descriptors import options
@@ -38,6 +39,7 @@ __all__ = [
     "note_fork",
     "open_descriptors",
     "own_holder",
+    "post_abandoned",
     "statistics",
 ]
 
@@ -49,8 +51,8 @@ _REGISTRIES: Final = "sharedsock.registry.connect"
 _forking: list[Any] = []
 
 _leaving: dict[DescriptorId, Descriptor] = {}
-# References of descriptors that were collected without close: the collector makes no registry call (F-114),
-# the next call that talks to a registry anyway gives them back.
+# References of descriptors that were collected without close: the collector makes no registry call (F-114). The service
+# gives them back soon, and the next call that talks to a registry does so first.
 _abandoned: deque[tuple[Client, DescriptorId]] = deque()
 
 
@@ -93,7 +95,7 @@ def open_descriptors() -> list[Descriptor]:
 
 
 def abandon(client: Client, descriptor: DescriptorId) -> None:
-    """Leave a reference to be given back by the next registry call; safe while the collector runs."""
+    """Leave a reference to be given back by the next registry call, or the service; safe while the collector runs."""
     _abandoned.append((client, descriptor))
 
 
@@ -119,6 +121,20 @@ def flush_abandoned() -> None:
             if client.is_alive:
                 _abandoned.appendleft((client, descriptor))
                 return
+
+
+def post_abandoned() -> None:
+    """Give back the references of collected descriptors without waiting for anybody: the service's part.
+
+    What cannot be sent now is left to the next call. So is what this process may announce yet: a `share()` that was cut
+    short can be tried again in another thread, and then counts.
+    """
+    # Race: this against a call that flushes. An entry stays until it has been sent: who finds none left is behind it.
+    # One that both give back is given back once: a number is never announced again, so the later one is refused.
+    for client, descriptor in _abandoned.copy():
+        with suppress(OSError, ValueError):  # no room for a channel; the other was faster
+            if _find(descriptor) is None and client.post_close(descriptor, renews=False):
+                _abandoned.remove((client, descriptor))
 
 
 def announce_again(client: Client) -> None:

@@ -312,11 +312,16 @@ class Client(Link):
         finally:
             self._let_go(descriptor)
 
-    def post_close(self, descriptor: DescriptorId) -> bool:
-        """After a begin-close that was not answered in time: say that the descriptor is closed, and wait for nothing.
+    def post_close(self, descriptor: DescriptorId, *, renews: bool = True) -> bool:
+        """Say that a descriptor is closed, and wait for nothing: nobody cares whether it was the last.
 
         A registry that hangs reads it when it goes on. False: it could not be sent, and the reference is still owed.
+
+        Args:
+            renews: make the channel anew where it has ended, which may take T_rpc.
         """
+        if not renews and not self.is_connected():
+            return False
         with contextlib.suppress(RegistryGone):
             channel = self._channel(start=False)
             if channel.post(_BEGIN_CLOSE, descriptor) and channel.post(_END_CLOSE, descriptor):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
-from sharedsock.descriptors import sharing, table
+from sharedsock.descriptors import service, sharing, table
 from sharedsock.registry.client import Client
 from tests.descriptors.sharers import Pause, Running, cookie_of, hooked, is_open_for, paused, wait_end_of, wait_until
 
@@ -193,10 +193,11 @@ def test_two_threads_share_for_the_first_time_at_once(
 
 
 @pytest.mark.fault("F-13", "F-114")
-def test_a_collected_descriptor_is_counted_until_the_next_call(
-    registry: ss.Registry, pair: tuple[ss.SharedSocket, socket.socket]
+def test_without_a_service_a_collected_descriptor_is_counted_until_the_next_call(
+    registry: ss.Registry, pair: tuple[ss.SharedSocket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The collector makes no registry call; whoever shares, redeems or counts next gives the reference back first."""
+    monkeypatch.setattr(service, "flush_soon", lambda: None)  # as where no thread was to be had
     ours, _ = pair
     other = ours.dup()
     assert ours.references() == 2
