@@ -22,9 +22,10 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sharedsock.descriptors import closing, options, service, table, transfer
+from sharedsock.descriptors import closing, lending, options, service, table, transfer
 from sharedsock.descriptors.descriptor import Closer, Descriptor
 from sharedsock.descriptors.providing import chain_of, spelled
 from sharedsock.kernel import numbers, sockets, system
@@ -379,9 +380,7 @@ def lend(descriptor: Descriptor, target: int) -> None:
     Raises:
         TicketError: no such process.
     """
-    client = register(descriptor)
-    assert descriptor.socket_id is not None
-    client.lend(descriptor.socket_id, descriptor.id, target)
+    lending.lend(register(descriptor), descriptor, target, time())
 
 
 @contextmanager

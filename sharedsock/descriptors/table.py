@@ -15,7 +15,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from sharedsock.descriptors import options
+from sharedsock.descriptors import lending, options
 from sharedsock.descriptors.providing import spelled
 from sharedsock.kernel import numbers, operations, sockets
 from sharedsock.model import trace
@@ -142,13 +142,29 @@ def announce_again(client: Client) -> None:
 
     Those whose close has not been answered yet are among them: the new registry answers it. What the sharers agreed on
     travels along, as the dead registry's page still shows it and with what this process could not tell it any more.
+    What this process has lent is told with them: through a descriptor that has been closed, by opening it once more.
     """
+    known: set[DescriptorId] = set()
     for descriptor in (*open_descriptors(), *_leaving.values()):
         if descriptor.client is client:
-            state = options.last_known(descriptor)
-            descriptor.slot = client.recover(
-                descriptor.socket_facts(), descriptor.facts(), state, spelled(descriptor.chain)
-            )
+            _recover(client, descriptor)
+            known.add(descriptor.id)
+    for loan in lending.loans_of(client):
+        descriptor = loan.descriptor
+        if descriptor.id in known:
+            lending.lend_again(client, loan)
+            continue
+        try:
+            _recover(client, descriptor)
+            lending.lend_again(client, loan)
+        finally:
+            if not client.post_close(descriptor.id):
+                abandon(client, descriptor.id)
+
+
+def _recover(client: Client, descriptor: Descriptor) -> None:
+    state = options.last_known(descriptor)
+    descriptor.slot = client.recover(descriptor.socket_facts(), descriptor.facts(), state, spelled(descriptor.chain))
 
 
 def begin_leaving(descriptor: Descriptor) -> None:
@@ -236,6 +252,7 @@ def _after_in_child() -> None:
         channels.after_fork_in_child()
     _abandoned.clear()
     _leaving.clear()
+    lending.forget_all()
     for descriptor in _all():
         descriptor.swap_for_forked()
     _open.clear()

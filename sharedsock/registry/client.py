@@ -27,6 +27,7 @@ from sharedsock.model.identity import (
     DescriptorFacts,
     DescriptorId,
     Holder,
+    ProcessId,
     RegistryStatistics,
     SocketFacts,
     SocketId,
@@ -334,10 +335,26 @@ class Client(Link):
         self._closing.pop(descriptor, None)
         self._call(_CANCEL_CLOSE, descriptor)
 
-    def lend(self, socket: SocketId, descriptor: DescriptorId, target: int) -> None:
-        """Count a reference that ends with the process `target`, which needs not know us."""
+    def lend(
+        self, socket: SocketId, descriptor: DescriptorId, target: int, since_s: float = 0.0, started_ticks: int = 0
+    ) -> ProcessId:
+        """Count a reference that ends with the process `target`, which needs not know us; return which one it is.
+
+        Args:
+            since_s: since when, in seconds since the epoch.
+            started_ticks: only if it is the process that began then; 0: whoever has the number.
+
+        Raises:
+            TicketError: no such process of this user.
+        """
         _check_pid(target)
-        self._call(_LEND, socket, descriptor, target)
+        (start_ticks,) = self._call(_LEND, socket, descriptor, target, started_ticks, since_s)
+        self._mine().lent.add((descriptor, target))
+        return ProcessId(target, start_ticks)
+
+    def forget_lent(self, descriptor: DescriptorId, target: int) -> None:
+        """A reference that was lent has ended: no other registry need hear of it."""
+        self._mine().lent.discard((descriptor, target))
 
     def references(self, socket: SocketId) -> int:
         """Return how many descriptors (open, closing, lent) and unclaimed tickets the socket has."""

@@ -83,6 +83,7 @@ class _Session:
         self.generation = -1
         self.pipe = HolderPipe(path, self.nonce, tell)
         self.held: set[DescriptorId] = set()
+        self.lent: set[tuple[DescriptorId, int]] = set()  # through which descriptor, to which pid
         self.retired = False
         self.heirs: dict[int, _Session] = {}
 
@@ -223,7 +224,8 @@ class Link:
         """Another registry has taken a dead one's place and asks who is left: announce what we hold, if need be."""
         if self.is_alive:
             return
-        if self._mine().held:
+        session = self._mine()
+        if session.held or session.lent:
             self._channel(start=False)
         else:
             self.rest()

@@ -142,7 +142,12 @@ SHAPES: Final[dict[Code, Shape]] = _table(
     Shape(Code.BEGIN_CLOSE, (("descriptor", U64),), Code.FLAG),
     Shape(Code.END_CLOSE, (("descriptor", U64),), Code.OK),
     Shape(Code.CANCEL_CLOSE, (("descriptor", U64),), Code.OK),
-    Shape(Code.LEND, (("socket", SOCKET), ("descriptor", U64), ("target", U32)), Code.OK),
+    # `started_ticks` of the only process that may be meant, 0: any; the reply says which one it is.
+    Shape(
+        Code.LEND,
+        (("socket", SOCKET), ("descriptor", U64), ("target", U32), ("started_ticks", U64), ("since_s", F64)),
+        Code.NUMBER,
+    ),
     Shape(Code.REFERENCES, (("socket", SOCKET),), Code.NUMBER),
     Shape(Code.HOLDERS, (("socket", SOCKET), ("start", U32)), Code.HOLDERS_PAGE),
     Shape(Code.FORMER_HOLDERS, (("socket", SOCKET), ("start", U32)), Code.HOLDERS_PAGE),

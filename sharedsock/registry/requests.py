@@ -204,12 +204,14 @@ def _cancel_close(house: Services, channel: Channel, fields: Fields) -> Answer:
 
 
 def _lend(house: Services, channel: Channel, fields: Fields) -> Answer:
-    request, socket, descriptor, wanted = fields
+    request, socket, descriptor, wanted, started_ticks, since_s = fields
     house.liveness.check_same_namespace(channel.pid)
     target = house.liveness.watch_target(wanted)
     house.reap_dead()
-    house.ledger.lend(_holder(channel), socket, descriptor, target, house.wall_s())
-    return _OK(request)
+    if started_ticks not in (0, target.start_ticks):
+        raise TicketError(f"process {wanted} is another one than the borrower, which has ended")
+    house.ledger.lend(_holder(channel), socket, descriptor, target, since_s)
+    return _NUMBER(request, target.start_ticks)
 
 
 def _references(house: Services, channel: Channel, fields: Fields) -> Answer:

@@ -9,7 +9,9 @@ import os
 import select
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
-from sharedsock.descriptors import service
+from sharedsock.descriptors import lending, service
 from sharedsock.descriptors.providing import spelled
 from sharedsock.registry import connect
 from sharedsock.registry.client import T_RPC_S, Client
@@ -87,6 +89,12 @@ def note_answers(has: Belongings) -> None:
 
 def answers() -> list[bool]:
     return _answers
+
+
+@pytest.fixture
+def registry_of_our_own() -> Iterator[ss.Registry]:
+    with ss.Registry() as registry:
+        yield registry
 
 
 def wait_count(actor: Actor, count: int) -> float:
@@ -298,6 +306,95 @@ def shorten_rpc(has: Belongings) -> None:
     client = has.shared("socket")._descriptor.client
     assert client is not None
     client.rpc_timeout_s = 0.2
+
+
+# -- what is lent -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def borrower() -> Iterator[subprocess.Popen[bytes]]:
+    """A program that knows nothing of us, and ends when it is told to."""
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as program:
+        try:
+            yield program
+        finally:
+            program.kill()
+
+
+def lend(has: Belongings, pid: int) -> None:
+    has.shared("socket").lend(pid)
+
+
+def lent(actor: Actor) -> list[tuple[int, float]]:
+    """To whom the actor's socket is lent, and since when."""
+    return [(holder.pid, holder.since_s) for holder in actor.do("holders") if holder.kind == "lent"]
+
+
+@pytest.mark.fault("F-76", "I2")
+@pytest.mark.parametrize("lender", ["holds on", "has closed"])
+def test_what_is_lent_is_counted_again_and_nobody_is_last_before_its_end(
+    company: Company, door: Any, lender: str
+) -> None:
+    """Only the lender knows of it; the borrower's end is the end of it, at the next registry as at the first."""
+    a, b, c = company.all
+    with company.give_round(door) as peer, borrower() as program:
+        a.do("call_with", lend, program.pid)
+        before = lent(b)
+        assert [pid for pid, _ in before] == [program.pid]
+        if lender == "has closed":
+            a.close()
+        company.kill_registry()
+        assert b.do("references") >= 1
+        sharers.wait_until(lambda: lent(b) == before, "the loan to be told")
+        wait_count(b, 4 if lender == "holds on" else 3)
+        for actor in (c, a):
+            actor.close()
+        wait_count(b, 2)
+        assert [holder.kind for holder in b.do("holders")].count("lent") == 1
+        assert not any(company.told()), "the borrower uses it still"
+        program.kill()
+        program.wait()
+        wait_count(b, 1)
+        b.close()
+        assert company.told().count(True) == 1
+        assert peer.recv(1) == b""
+
+
+@pytest.mark.fault("F-76", "F-13")
+@pytest.mark.parametrize("lender", ["holds on", "has closed"])
+def test_a_borrower_that_died_with_the_registry_is_not_counted_again(company: Company, door: Any, lender: str) -> None:
+    a, b, _ = company.all
+    with company.give_round(door) as peer, borrower() as program:
+        a.do("call_with", lend, program.pid)
+        if lender == "has closed":
+            a.close()
+        company.kill_registry()
+        program.kill()
+        program.wait()
+        holders = [actor for actor in company.all if actor is not a or lender == "holds on"]
+        assert b.do("references") >= 1
+        sharers.wait_until(lambda: a.call(loans) == 0, "the loan to be forgotten")
+        wait_count(b, len(holders))
+        assert lent(b) == []
+        for actor in holders:
+            actor.close()
+        assert company.told().count(True) == 1
+        assert peer.recv(1) == b""
+
+
+def loans() -> int:
+    return len(lending._loans)
+
+
+def test_loans_that_have_ended_are_forgotten_in_time(registry_of_our_own: ss.Registry) -> None:
+    """Whoever lends a socket to one program after the other keeps no list of all of them."""
+    ours, peer = ss.socketpair()
+    with ours, peer:
+        for _ in range(lending._WORTH_PRUNING + 1):
+            with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as program:
+                ours.lend(program.pid)
+        assert loans() == 1
+    lending.forget_all()
 
 
 # -- the holder's pipe ------------------------------------------------------------------------------------------------

@@ -394,13 +394,14 @@ def test_an_authenticated_liar_changes_only_its_own(registry: Stepped, ours: soc
     before = snapshot(registry)
     socket_id = facts_of(ours).socket
     blank = {**dict.fromkeys(COMMON_FIELDS, True), "linger_s": 0, "linger_kept_s": None, "events": 0}
+    loan = {"socket": socket_id, "descriptor": 1, "target": os.getpid(), "started_ticks": 0, "since_s": 1.0}
     lies: list[tuple[Code, dict[str, Any], type[OSError]]] = [
         (Code.BEGIN_CLOSE, {"descriptor": 1}, NotASocket),
         (Code.END_CLOSE, {"descriptor": 1}, NotASocket),
         (Code.CANCEL_CLOSE, {"descriptor": 1}, NotASocket),
         (Code.ACK, {"number": granted.number, "descriptor": 1, "opened_at": "", "opened_s": 0.0}, TicketInvalid),
         (Code.REFUSE, {"number": granted.number}, TicketInvalid),
-        (Code.LEND, {"socket": socket_id, "descriptor": 1, "target": os.getpid()}, NotASocket),
+        (Code.LEND, loan, NotASocket),
         (Code.SET_COMMON, {"socket": socket_id, "changed": 31, **blank}, NotASocket),
         (Code.BIND, {"secret": bound, "target": os.getpid()}, TicketInvalid),
         (Code.OK, {}, OSError),

@@ -69,7 +69,7 @@ VALID: dict[Code, dict[str, Any]] = {
     Code.BEGIN_CLOSE: {"descriptor": 7},
     Code.END_CLOSE: {"descriptor": 7},
     Code.CANCEL_CLOSE: {"descriptor": 7},
-    Code.LEND: {"socket": 9, "descriptor": 7, "target": 3},
+    Code.LEND: {"socket": 9, "descriptor": 7, "target": 3, "started_ticks": 11, "since_s": 1.5},
     Code.REFERENCES: {"socket": 9},
     Code.HOLDERS: {"socket": 9, "start": 0},
     Code.FORMER_HOLDERS: {"socket": 9, "start": 0},

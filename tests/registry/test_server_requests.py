@@ -26,6 +26,8 @@ from sharedsock.registry.page import CommonState, PageReader
 from sharedsock.registry.records import Limits
 from tests.registry.dialogue import Dialogue, Stepped, child, facts_of, open_numbers, wait_dead, wait_readable
 
+FIRST = {"started_ticks": 0, "since_s": 9.5}
+
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., Stepped]]:
@@ -168,7 +170,7 @@ def test_a_ticket_needs_a_live_target_of_this_user(registry: Stepped, peer: Dial
         with pytest.raises(TicketError):
             peer.issue(pair[0], 1, pid)
     with pytest.raises(TicketError):
-        peer.ask(Code.LEND, socket=facts_of(pair[0]).socket, descriptor=1, target=unreaped.pid)
+        peer.ask(Code.LEND, socket=facts_of(pair[0]).socket, descriptor=1, target=unreaped.pid, **FIRST)
     assert peer.references(pair[0]) == 1
     assert peer.statistics()["custody"] == 0
 
@@ -180,7 +182,7 @@ def test_a_pid_of_another_namespace_is_not_believed(registry: Stepped, peer: Dia
     for call in (
         lambda: peer.issue(pair[0], 1, os.getpid()),
         lambda: peer.ask(Code.BIND, secret=bytes(32), target=os.getpid()),
-        lambda: peer.ask(Code.LEND, socket=facts_of(pair[0]).socket, descriptor=1, target=os.getpid()),
+        lambda: peer.ask(Code.LEND, socket=facts_of(pair[0]).socket, descriptor=1, target=os.getpid(), **FIRST),
     ):
         with pytest.raises(OSError, match="namespace"):
             call()
@@ -325,12 +327,31 @@ def test_revoke_and_bind(registry: Stepped, peer: Dialogue, pair: Pair) -> None:
 def test_lending_counts_until_the_process_ends(registry: Stepped, peer: Dialogue, pair: Pair) -> None:
     peer.announce(pair[0], 1)
     with child("import sys; sys.stdin.read()") as borrower:
-        peer.ask(Code.LEND, socket=facts_of(pair[0]).socket, descriptor=1, target=borrower.pid)
+        peer.ask(Code.LEND, socket=facts_of(pair[0]).socket, descriptor=1, target=borrower.pid, **FIRST)
         (_, lent) = peer.ask(Code.HOLDERS, socket=facts_of(pair[0]).socket, start=0).items
-        assert (lent[0], lent[3]) == (borrower.pid, 3)
+        assert (lent[0], lent[3], lent[5]) == (borrower.pid, 3, FIRST["since_s"])
         borrower.kill()
         registry.server.step(10)
         assert peer.references(pair[0]) == 1
+
+
+@pytest.mark.fault("F-19")
+def test_a_loan_is_counted_again_for_the_same_process_alone(registry: Stepped, peer: Dialogue, pair: Pair) -> None:
+    """Told after a restart: whoever has the borrower's number by then is another process."""
+    peer.announce(pair[0], 1)
+    with child("import sys; sys.stdin.read()") as borrower:
+        loan = {"socket": facts_of(pair[0]).socket, "descriptor": 1, "target": borrower.pid, "since_s": 2.5}
+        began_ticks = peer.ask(Code.LEND, **loan, started_ticks=0).value
+        assert began_ticks > 0
+        assert peer.ask(Code.LEND, **loan, started_ticks=began_ticks).value == began_ticks, "counted once"
+        assert peer.references(pair[0]) == 2
+        borrower.kill()
+        registry.server.step(10)
+    with child("import sys; sys.stdin.read()") as other:
+        loan["target"] = other.pid
+        with pytest.raises(TicketError, match="another one"):
+            peer.ask(Code.LEND, **loan, started_ticks=began_ticks + 1_000_000)
+    assert peer.references(pair[0]) == 1
 
 
 @pytest.mark.fault("S-14")
