@@ -42,6 +42,7 @@ SLOTS: Final = 65_536  # of a page; page.py is loaded when there is one
 _ABSENT: Final = (errno.ENOENT, errno.ECONNREFUSED)
 _CREDENTIALS: Final = struct.Struct("3i")
 _RECOVERED: Final = SHAPES[Code.RECOVERED]
+_MOST_STARTED: Final = 2  # registries, by one call
 # The requests that can do with a registry which has just been started: they are about nothing only a dead one knew.
 _STARTING: Final = frozenset(
     {
@@ -320,14 +321,23 @@ class Link:
             session.fresh = None
 
     def _reach(self, session: _Session, start: bool, deadline: float) -> Exchange:
-        interval_ms = 1
+        # Registries may die one after the other as fast as they are started: then nobody is to wait for the next one
+        # until the time for a slow start is over, but T_rpc, and what two starts take (F-74).
+        interval_ms, started = 1, 0
+        patience = time.monotonic() + self.rpc_timeout_s
         while True:
             try:
                 return self._open(session, deadline)
             except _Absent as absent:
-                if not start or time.monotonic() >= deadline:
+                began = time.monotonic()
+                if not start or began >= min(patience, deadline):
                     raise self._gone("is not there: it ended, or was never started") from absent.__cause__
-            if not launch.start(self.runtime, max(0.001, deadline - time.monotonic())):
+                if started == _MOST_STARTED:
+                    raise self._gone("died as soon as it was started, and so did the next") from absent.__cause__
+            if launch.start(self.runtime, max(0.001, deadline - began)):
+                started += 1
+                patience += time.monotonic() - began
+            else:
                 # Alive and not at its address: on its way there (its starter died, F-06), or on its way out.
                 select.poll().poll(interval_ms)
                 interval_ms = min(50, interval_ms * 2)

@@ -18,7 +18,7 @@ from sharedsock.model.errors import (
     RegistryGone,
 )
 from sharedsock.model.identity import DescriptorId
-from sharedsock.registry import connect, runtime
+from sharedsock.registry import connect, launch, runtime
 from sharedsock.registry.client import Client
 from tests.registry.double import (
     T_DEAD_S,
@@ -246,6 +246,53 @@ def test_a_dead_registry_is_said_to_a_closer_at_once_and_not_restarted(
     assert time.monotonic() - began < T_DEAD_S
     assert not client.is_alive
     assert registries(client.runtime) == []
+
+
+@pytest.mark.fault("F-74", "I7")
+def test_registries_that_die_one_after_the_other_hold_up_no_call(
+    client: Client, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is dead before it can be asked: two are started for one call, and then that says so."""
+    found = facts_of(pair[0])
+    ended: list[int] = []
+    start = launch.start
+
+    def start_and_kill(path: str, timeout_s: float = launch.START_TIMEOUT_S) -> bool:
+        is_ours = start(path, timeout_s)
+        other = Client(path)
+        ended.append(other.pid)
+        os.kill(ended[-1], signal.SIGKILL)
+        wait_ended(ended[-1], T_EXIT_S)
+        other.close()
+        return is_ours
+
+    os.kill(client.pid, signal.SIGKILL)
+    wait_ended(client.pid, T_EXIT_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "start", start_and_kill)
+        with pytest.raises(RegistryGone, match="as soon as it was started") as caught:
+            client.references(found.socket)
+        assert caught.value.winerror == 10050
+        assert len(ended) == 2, "two, and no third"
+    assert client.references(found.socket) == 0, "a call that meets one which lives is as ever: nothing is left of it"
+
+
+@pytest.mark.fault("F-06", "F-74", "I7")
+def test_a_registry_that_lives_and_never_comes_to_its_address_is_given_t_rpc(
+    client: Client, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the time that a start of our own may take on a slow machine."""
+    found = facts_of(pair[0])
+    os.kill(client.pid, signal.SIGKILL)
+    wait_ended(client.pid, T_EXIT_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "start", lambda path, timeout_s: False)
+        patch.setattr(client, "rpc_timeout_s", 0.2)
+        began_s = time.monotonic()
+        with pytest.raises(RegistryGone, match="is not there"):
+            client.references(found.socket)
+        assert time.monotonic() - began_s < launch.START_TIMEOUT_S / 2
+    client.references(found.socket)
 
 
 @pytest.mark.fault("F-74", "F-04")
