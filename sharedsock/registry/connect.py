@@ -75,11 +75,14 @@ def client_of(path: str) -> Client:
         TicketInvalid: no runtime directory of ours; a registry that has ended takes its directory with it.
         RegistryGone: the directory is there, its registry has died.
     """
+    known = _clients.get(path)
+    if known is not None and known.is_alive:
+        return known
     plain = path.rstrip("/")
     if not os.path.isabs(plain) or "\0" in plain or len(plain) > _PATH_LIMIT:
         raise TicketInvalid("this ticket names no registry")
     client = _clients.get(plain)
-    if client is None or not client.is_alive:
+    if client is None or client is known or not client.is_alive:
         _check_directory(plain)
         client = _client(plain)
         client.connect(start=False)

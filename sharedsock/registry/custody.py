@@ -18,6 +18,7 @@ import errno
 import os
 import socket
 import struct
+from _socket import socket as _Number
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +32,8 @@ DRAIN_S: Final = 2.0
 DRAIN_BYTES: Final = 64 * 1024 * 1024
 _DRAIN_STEP: Final = 64 * 1024
 _LINGER: Final = struct.Struct("ii")
+_LEVEL: Final = int(socket.SOL_SOCKET)
+_SO_LINGER: Final = int(socket.SO_LINGER)
 
 
 @dataclass(eq=False, slots=True)
@@ -107,13 +110,16 @@ class Custody:
         fd = self._kept.pop(number, None)
         if fd is None:
             return None
+        if not last:
+            _close(_Number(socket.AF_UNIX, socket.SOCK_STREAM, 0, fd))  # not worth the calls that find out what it is
+            return None
         connection = socket.socket(fileno=fd)
-        if last and linger_s == 0:
+        if linger_s == 0:
             with contextlib.suppress(OSError):
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(1, 0))
             connection.close()
             return None
-        if last and _has_unread(connection):
+        if _has_unread(connection):
             with contextlib.suppress(OSError):  # not connected any more: nothing is queued
                 connection.shutdown(socket.SHUT_WR)
                 drain = Drain(connection, now + DRAIN_S)
@@ -137,10 +143,12 @@ def _has_unread(connection: socket.socket) -> bool:
         return False
 
 
-def _close(connection: socket.socket) -> None:
+def _close(connection: _Number) -> None:
     """Close, without waiting: a linger time that somebody set on the kernel socket would hold up the whole registry."""
-    with contextlib.suppress(OSError):
-        on, seconds = _LINGER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.size))
+    try:
+        on, seconds = _LINGER.unpack(connection.getsockopt(_LEVEL, _SO_LINGER, _LINGER.size))
         if on and seconds:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER.pack(0, 0))
+            connection.setsockopt(_LEVEL, _SO_LINGER, _LINGER.pack(0, 0))
+    except OSError:
+        pass
     connection.close()

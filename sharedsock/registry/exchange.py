@@ -153,7 +153,7 @@ class Exchange:
             Late: no reply before the deadline.
             OSError: the descriptor cannot be sent.
         """
-        waiter.gave_up = False
+        waiter.gave_up = waiter.has_left = False
         waiter.exchange = self
         try:
             try:
@@ -164,27 +164,34 @@ class Exchange:
                 if self.ended:
                     raise ChannelLost(sent=False)
                 self._send_in_time(shape.pack(request, *values), fd, deadline)
-                if shape.code in _POINTS:
+                if trace.hook is not None and shape.code in _POINTS:
                     trace.hit(_POINTS[shape.code])
                 return self._wait_reply(waiter, deadline)
             finally:
                 self._leave(waiter)
         finally:
-            self._leave(waiter)
+            if not waiter.has_left:
+                self._leave(waiter)
 
     def post(self, shape: Shape, *values: Any) -> bool:
         """Send a request that is not to be answered, if it can be sent at once; report whether it was."""
-        waiter = Waiter()
+        request = self._next()
         try:
-            waiter.request = request = self._next()
-            self._pending[request] = waiter
-            if not self.ended:
-                with contextlib.suppress(OSError):
-                    self._send(shape.pack(0, *values), _SEND)
-                    return True
-            return False
+            try:
+                self._pending[request] = _NOBODY  # so that the number stays open
+                return not self.ended and self._post_now(shape.pack(0, *values))
+            finally:
+                self._leave_alone(request)
         finally:
-            self._leave(waiter)
+            if self.ended or request in self._pending:
+                self._leave_alone(request)
+
+    def _post_now(self, data: bytes) -> bool:
+        try:
+            self._send(data, _SEND)
+        except OSError:
+            return False
+        return True
 
     def post_surely(self, shape: Shape, *values: Any) -> bool:
         """Post a request that has to be done; report whether it was sent. Not while another thread waits for a reply.
@@ -219,18 +226,21 @@ class Exchange:
 
     def is_open(self) -> bool:
         """Look whether the other end is still there, without waiting."""
-        waiter = Waiter()
+        request = self._next()
+        poller = select.poll()  # not the leader's, who may be in it now
         try:
-            waiter.request = self._next()
-            self._pending[waiter.request] = waiter
-            if not self.ended:
-                poller = select.poll()
-                poller.register(self._number, 0)  # POLLHUP and POLLERR are always told
-                if poller.poll(0):
-                    self.end()
-            return not self.ended
+            try:
+                self._pending[request] = _NOBODY  # so that the number stays open
+                if not self.ended:
+                    poller.register(self._number, 0)  # POLLHUP and POLLERR are always told
+                    if poller.poll(0):
+                        self.end()
+                return not self.ended
+            finally:
+                self._leave_alone(request)
         finally:
-            self._leave(waiter)
+            if self.ended or request in self._pending:
+                self._leave_alone(request)
 
     def end(self) -> None:
         """The channel is over: every waiter leaves with `ChannelLost`. Idempotent."""
@@ -320,9 +330,11 @@ class Exchange:
                     receive(self._socket, parcel)
                     self._deliver(parcel)
                 finally:
-                    self._deliver(parcel)
+                    if not parcel.delivered:
+                        self._deliver(parcel)
             finally:
-                self._deliver(parcel)
+                if not parcel.delivered:
+                    self._deliver(parcel)
 
     def _deliver(self, parcel: Parcel) -> None:
         """Give a parcel to its waiter, or discard it. May be interrupted anywhere and done again."""
@@ -368,6 +380,7 @@ class Exchange:
         if waiter.gave_up:
             for parcel in waiter.inbox.copy():
                 self.discard(parcel)
+        waiter.has_left = True
 
     def _leave_alone(self, request: int) -> None:
         if self._leading.get(_KEY) is request:

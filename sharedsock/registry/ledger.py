@@ -250,6 +250,7 @@ class Ledger:
         since_s: float,
         *,
         launching: bool = False,
+        is_checked: bool = False,
     ) -> int:
         """Issue a ticket: a reference from now on, whatever the issuer does (DUP-12, F-11, F-12); return its number.
 
@@ -258,13 +259,15 @@ class Ledger:
             expires_s: None is the default: no clock when bound, `claim_once_s` when not. inf: no clock.
             launching: the target is a child of the issuer that has no pid yet. Until `bind` names it, whoever has the
                 ticket may claim it, and it ends with the issuer: nobody else can hand it to the child (F-89).
+            is_checked: `check_issue` has just found nothing, and nothing has changed since.
 
         Raises:
             NotASocket: not an open descriptor of this holder on this socket (DUP-7).
             TicketLimit: a cap of S-11.
             OSError: EEXIST, the secret is known: a ticket yields one descriptor at most, whatever its issuer does (I8).
         """
-        self.check_issue(holder, socket, descriptor, secret)
+        if not is_checked:
+            self.check_issue(holder, socket, descriptor, secret)
         record, holding = self._records[socket], self._holdings[holder]
         facts = holding.descriptors[descriptor].facts
         ticket = Reference(self._next(), record, State.ISSUED, holder, facts, since_s)

@@ -154,8 +154,12 @@ class Link:
     @property
     def incarnation(self) -> bytes:
         """16 bytes the registry drew at its start."""
-        self._channel(start=False)
-        return self._mine().incarnation
+        session = self._session
+        channel = session.channel
+        if channel is None or channel.ended or session.pid != os.getpid():
+            self._channel(start=False)
+            session = self._session
+        return session.incarnation
 
     @property
     def pid(self) -> int:
@@ -248,9 +252,9 @@ class Link:
 
     def _mine(self) -> _Session:
         session = self._session
-        pid = notice_fork()
-        if session.pid == pid:
+        if session.pid == os.getpid():
             return session
+        pid = notice_fork()
         # A forked child. setdefault, so that two first threads agree on one new session.
         heir = session.heirs.setdefault(pid, _Session(pid, self.runtime, self._tell))
         session.pipe.abandon()

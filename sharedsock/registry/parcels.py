@@ -29,8 +29,11 @@ __all__ = ["GONE", "RECEIVE", "Answer", "Parcel", "Waiter", "numbers_in", "recei
 
 _INT: Final = struct.Struct("i")
 _ROOM: Final = socket.CMSG_SPACE(4 * _INT.size)  # more than one, so that surplus ones are seen
-# A plain number: an operation on the socket module's enum flags costs 2 us, as much as the system call.
+# Plain numbers: an operation on the socket module's enum flags costs 2 us, as much as the system call.
 RECEIVE: Final = int(socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT)
+_LOST: Final = int(socket.MSG_CTRUNC)
+_RIGHTS: Final = int(socket.SCM_RIGHTS)
+_LEVEL: Final = int(socket.SOL_SOCKET)
 Answer = tuple[Shape, Sequence[Any]]
 """A reply: what it is, and its values."""
 GONE: Final = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN, errno.ESHUTDOWN, errno.EBADF)
@@ -58,7 +61,7 @@ class Parcel:
     @property
     def is_truncated(self) -> bool:
         """Whether descriptors were lost on the way in: this process has no room for them."""
-        return bool(self.raw[0][2] & socket.MSG_CTRUNC)
+        return bool(self.raw[0][2] & _LOST)
 
     def unpack(self) -> list[int]:
         """Return the list of numbers that came along; the same list each time."""
@@ -78,7 +81,7 @@ def numbers_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
     return [
         _INT.unpack_from(data, offset)[0]
         for level, kind, data in ancillary
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        if level == _LEVEL and kind == _RIGHTS
         for offset in range(0, len(data) - _INT.size + 1, _INT.size)
     ]
 
@@ -86,12 +89,12 @@ def numbers_in(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 class Waiter:
     """One request that waits for its reply; `inbox` holds the reply's parcel. Good for one try after another."""
 
-    __slots__ = ("exchange", "gave_up", "inbox", "lock", "request")
+    __slots__ = ("exchange", "gave_up", "has_left", "inbox", "lock", "request")
 
     def __init__(self) -> None:
         self.request = 0
         self.inbox: list[Parcel] = []
-        self.gave_up = False
+        self.gave_up = self.has_left = False
         self.lock: LockType = sleeper()
         self.exchange: Exchange | None = None  # the one that has taken the request
 

@@ -65,7 +65,7 @@ class Services(Protocol):
 
     def now(self) -> float: ...
     def wall_s(self) -> float: ...
-    def reap_dead(self) -> None: ...
+    def reap_dead(self) -> bool: ...
     def numbers(self) -> dict[str, int]: ...
     def refusals(self) -> list[tuple[str, int]]: ...
     def request_stop(self) -> None: ...
@@ -121,10 +121,11 @@ def _issue(house: Services, channel: Channel, fields: Fields) -> Answer:
     house.ledger.check_issue(holder, socket, descriptor, secret)
     facts = house.custody.admit(channel.came[0], socket)
     target = None
+    has_changed = False
     if wanted is not None:
         house.liveness.check_same_namespace(channel.pid)
         target = house.liveness.watch_target(wanted)
-        house.reap_dead()
+        has_changed = house.reap_dead()
     number = house.ledger.issue(
         holder,
         socket,
@@ -135,6 +136,7 @@ def _issue(house: Services, channel: Channel, fields: Fields) -> Answer:
         house.now(),
         house.wall_s(),
         launching=launching,
+        is_checked=not has_changed,
     )
     house.ledger.correct(facts)
     house.custody.keep(number, channel.came.pop())

@@ -136,7 +136,8 @@ class RegistryServer:
             timeout_s = wait_s if timeout_s is None else min(timeout_s, wait_s)
         events = self._ready.poll(timeout_s, _BATCH)
         if len(events) == 1 and type(subject := self._subjects.get(events[0][0])) is Channel:
-            data = self._hear(subject, events[0][1])
+            # One record: what is behind it makes the next pass, at the cost of the look that would find nothing here.
+            data = self._hear(subject, events[0][1], 1)
             if data is not None:
                 self._do(subject, data)
         elif events:
@@ -288,9 +289,10 @@ class RegistryServer:
 
     # -- death ------------------------------------------------------------------------------------------------
 
-    def reap_dead(self) -> None:
-        """Drop what the processes had whose deaths liveness has found."""
-        for process in self.liveness.take_dead():
+    def reap_dead(self) -> bool:
+        """Drop what the processes had whose deaths liveness has found; report whether there were any."""
+        dead = self.liveness.take_dead()
+        for process in dead:
             for channel in [c for c in (*self._reception.strangers, *self._clients.values()) if c.process == process]:
                 if channel.holder is not None:  # what it had posted was done, as far as it knew
                     self._hear(channel, READ)
@@ -298,7 +300,9 @@ class RegistryServer:
                 self._drop(channel)
             self._programs.forget(process, lambda holder: self._look_at_pipe(holder.nonce))
             self.ledger.reap(process)
-        self._carry_out()
+        if dead:
+            self._carry_out()
+        return bool(dead)
 
     # -- connections ------------------------------------------------------------------------------------------
 
@@ -326,8 +330,10 @@ class RegistryServer:
         """Return how many authenticated connections there are."""
         return len(self._clients)
 
-    def _hear(self, channel: Channel, mask: int) -> bytes | None:
-        """Take what a ready channel has to say; return a request somebody waits for, once the posted ones are done."""
+    def _hear(self, channel: Channel, mask: int, most: int = _BATCH) -> bytes | None:
+        """Take what a ready channel has to say, at most so many records; return a request somebody waits for, once the
+        posted ones before it are done.
+        """
         try:
             if channel.closed:
                 return None
@@ -337,7 +343,7 @@ class RegistryServer:
                 if channel.closing and not channel.queued:
                     self._drop(channel)
                 return None
-            for _ in range(_BATCH):
+            for _ in range(most):
                 data = channel.receive()
                 if data is None:
                     self._drop(channel)

@@ -8,7 +8,6 @@ are atomic.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable
@@ -39,8 +38,10 @@ def sleeper() -> LockType:
 
 def wake(lock: LockType) -> None:
     """Wake a sleeper; already awake: no effect."""
-    with contextlib.suppress(RuntimeError):
+    try:
         lock.release()
+    except RuntimeError:
+        pass
 
 
 class Turn:
