@@ -59,7 +59,7 @@ def test_keeps_a_bound_under_load(bounds):
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     root = tmp_path_factory.mktemp("toys")
     conftest = (HERE / "conftest.py").read_text()
-    (root / "conftest.py").write_text(conftest.replace("RESIDUE_BOUND_S: Final = 2.0", "RESIDUE_BOUND_S: Final = 0.1"))
+    (root / "conftest.py").write_text(conftest.replace("RESIDUE_BOUND_S: Final = 10.0", "RESIDUE_BOUND_S: Final = 0.1"))
     (root / "test_toys.py").write_text(TOYS)
     (root / "pytest.ini").write_text("[pytest]\n")
     workers = ["-n", "2"] if request.param == "xdist" else ["-p", "no:xdist"]

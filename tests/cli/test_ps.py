@@ -246,7 +246,7 @@ def test_leaks_says_what_outlives_a_command() -> None:
 
 
 def test_leaks_says_which_references_outlive_a_command() -> None:
-    text = "import sharedsock as ss\na, b = ss.socketpair()\na.share(None, expires_s=3)"
+    text = "import sharedsock as ss\na, b = ss.socketpair()\na.share(None, expires_s=10)"
     done = run_leaks("--grace=0.1", "--json", "--", sys.executable, "-c", text)
     assert done.returncode == 1, done.stderr
     (finding,) = [json.loads(line) for line in done.stdout.splitlines()]

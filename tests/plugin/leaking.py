@@ -46,7 +46,7 @@ _BODIES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     ),
     "ticket": (
         ("references",),
-        ("ours, peer = ss.socketpair()  # HERE", "ours.share(None, expires_s=1.5)", "ours.close()", "peer.close()"),
+        ("ours, peer = ss.socketpair()  # HERE", "ours.share(None, expires_s=10)", "ours.close()", "peer.close()"),
     ),
     "file": (("descriptors",), ("kept.append(open(__file__))  # HERE",)),
     "pipe": (("descriptors", "descriptors"), ("kept.extend(os.pipe())  # HERE",)),

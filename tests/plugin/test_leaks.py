@@ -107,7 +107,7 @@ MIXED = """
             while ours.references() > 1:
                 pass
             c, = actors.start("late")
-            ours.share(None, expires_s=1.5)
+            ours.share(None, expires_s=10)
 
     @pytest.fixture(scope="session")
     def careful():
