@@ -33,6 +33,7 @@ _UNIX_TYPES: Final = {
 }
 LOOPBACK: Final = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 PEER_TIMEOUT_S: Final = 60.0
+ON_ITS_WAY_S: Final = 0.5
 _SIOCOUTQNSD: Final = 0x894B  # bytes not sent yet; TIOCOUTQ counts those not acknowledged as well
 
 
@@ -357,17 +358,20 @@ def drain_bytes(end: socket.socket, count: int) -> bytes:
     return bytes(data)
 
 
-def _hang_up(end: socket.socket) -> int:
+def _hang_up(end: socket.socket, timeout_s: float) -> int:
     poll = select.poll()
     poll.register(end, select.POLLRDHUP)
-    return sum(event for _, event in poll.poll(0))
+    return sum(event for _, event in poll.poll(timeout_s * 1000))
 
 
 def is_quiet(end: socket.socket) -> bool:
     """Whether the connection stands: neither FIN nor reset has reached this end; data may have."""
-    return not _hang_up(end)
+    return not _hang_up(end, 0)
 
 
 def is_reset(end: socket.socket) -> bool:
-    """Whether a reset has reached this end by now, without reading anything."""
-    return bool(_hang_up(end) & select.POLLERR)
+    """Whether a reset has reached this end, without reading anything.
+
+    It is sent before the close returns; a kernel that is busy carries it over the loopback device a moment later.
+    """
+    return bool(_hang_up(end, ON_ITS_WAY_S) & select.POLLERR)
