@@ -312,7 +312,8 @@ def test_an_idle_thread_is_not_started_again_behind_a_fork(pair: kinds.Pair) -> 
     pair.peer.send(b"x")
     assert operation.result(PATIENCE_S) == b"x"
     in_child(lambda: None)
-    assert service._current is None or service._current.thread is not None
+    with service._starting:  # the thread says it has ended in two steps, under this lock
+        assert service._current is None or service._current.thread is not None
     requests.wait_service_idle()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-START_S = 30.0
+START_S = 60.0
 
 HOLDING = """
     import json, multiprocessing, os, signal, subprocess, sys, threading

@@ -102,7 +102,7 @@ def test_open_and_close_storm_with_tagged_bytes() -> None:
 
 def _receive_all(kernel: sockets.KernelSocket, tag: bytes) -> None:
     try:
-        while data := operations.perform(kernel, "recv", READ, 5.0, kernel.recv, (64,)):
+        while data := operations.perform(kernel, "recv", READ, stage.PATIENCE_S, kernel.recv, (64,)):
             assert data == tag
     except (OperationAborted, NotASocket):
         pass

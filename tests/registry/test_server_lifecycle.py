@@ -224,12 +224,12 @@ def test_a_second_registry_for_the_same_directory_does_not_start(registry: Runni
 @pytest.mark.fault("F-80")
 def test_while_somebody_holds_the_start_lock_it_stays(run: Callable[..., Running]) -> None:
     """A starter between "it is alive" and its first connection must not find the directory gone."""
-    registry = run(arguments="caps=Caps(first_s=0.1, grace_s=0.05)")
+    registry = run(arguments="caps=Caps(first_s=1.0, grace_s=0.05)")
     directory = runtime.open_directory(registry.path)
     lock = runtime.try_start_lock(directory)
     assert lock is not None
     number = os.pidfd_open(registry.pid)
-    assert not wait_readable(number, 0.4)
+    assert not wait_readable(number, 1.3)
     with registry.peer() as peer:
         runtime.release_lock(lock)
         os.close(directory)

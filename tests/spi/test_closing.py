@@ -159,13 +159,13 @@ def test_a_client_starts_with_its_listeners_mode_and_linger_option_and_outlives_
     spi.WSPSetSockOpt(listener, SOL_SOCKET, SO_LINGER, LINGER(1, 7))
     assert code_of(spi.WSPAccept, listener) == 10035
     with socket.create_connection(spi.WSPGetSockName(listener)) as far:
-        spi.WSPSelect([listener], None, None, 5.0)
+        spi.WSPSelect([listener], None, None, 60.0)
         client, _ = spi.WSPAccept(listener)
         spi.WSPCloseSocket(listener)
         assert code_of(recv, client) == 10035
         assert spi.WSPGetSockOpt(client, SOL_SOCKET, SO_LINGER) == LINGER(1, 7)
         far.sendall(b"x")
-        spi.WSPSelect([client], None, None, 5.0)
+        spi.WSPSelect([client], None, None, 60.0)
         assert recv(client) == b"x"
         spi.WSPIoctl(client, FIONBIO, 0)
         spi.WSPCloseSocket(client)
@@ -184,7 +184,7 @@ def test_a_refused_close_has_changed_nothing(entries: Entries, remedy: str) -> N
         assert handles.routes == before, "no handle was given back"
         assert code_of(recv, s) == 10035, "the handle is valid, and nothing was shut down"
         far.sendall(b"x")
-        spi.WSPSelect([s], None, None, 5.0)
+        spi.WSPSelect([s], None, None, 60.0)
         assert recv(s) == b"x"
         if remedy == "DONTLINGER":
             spi.WSPSetSockOpt(s, SOL_SOCKET, SO_DONTLINGER, True)

@@ -212,7 +212,7 @@ def register(s: int) -> None:
 def test_data_that_is_there_is_taken_without_waiting(base: Entries) -> None:
     with base.connected() as (s, far):
         far.sendall(b"abcdefghi")
-        spi.WSPSelect([s], None, None, 10.0)
+        spi.WSPSelect([s], None, None, 60.0)
         assert [receive(s) for _ in range(2)] == [b"abc", b"def"]
         opened = kept_of(s)
         assert opened.calm

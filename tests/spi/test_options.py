@@ -97,7 +97,7 @@ def test_options_of_the_kernel_and_of_winsock(entries: Entries) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         assert code_of(spi.WSPConnect, s, taken.getsockname()) in (10035, 10061)
-        spi.WSPSelect(None, [s], [s], 10.0)
+        spi.WSPSelect(None, [s], [s], 60.0)
         assert spi.WSPGetSockOpt(s, SOL_SOCKET, SO_ERROR) in (10061, 0)
     listener = entries.listener()
     assert spi.WSPGetSockOpt(listener, SOL_SOCKET, SO_ACCEPTCONN) is True
@@ -110,7 +110,7 @@ def test_control_codes_and_flags(entries: Entries) -> None:
         assert spi.WSPIoctl(s, FIONREAD) == 0
         assert spi.WSPIoctl(s, SIOCATMARK) is True, "no out-of-band data is left to be read"
         far.sendall(b"abcdef")
-        spi.WSPSelect([s], None, None, 10.0)
+        spi.WSPSelect([s], None, None, 60.0)
         assert spi.WSPIoctl(s, FIONREAD) == 6
         assert recv(s, 2, MSG_PEEK) == b"ab"
         one, two = bytearray(2), bytearray(3)
@@ -126,7 +126,7 @@ def test_control_codes_and_flags(entries: Entries) -> None:
         spi.WSPCloseSocket(s)
     with entries.connected() as (s, far):
         far.send(b"!", socket.MSG_OOB)
-        spi.WSPSelect(None, None, [s], 10.0)
+        spi.WSPSelect(None, None, [s], 60.0)
         assert spi.WSPIoctl(s, SIOCATMARK) is False
         assert recv(s, 1, 1) == b"!"
         assert spi.WSPIoctl(s, SIOCATMARK) is True
@@ -161,7 +161,7 @@ def test_disconnects(entries: Entries) -> None:
         spi.WSPCloseSocket(s)
     with entries.connected() as (s, far):
         far.sendall(b"unread")
-        spi.WSPSelect([s], None, None, 10.0)
+        spi.WSPSelect([s], None, None, 60.0)
         spi.WSPRecvDisconnect(s)
         assert code_of(recv, s) == 10058
         far.sendall(b"more")
@@ -178,7 +178,7 @@ def test_sd_receive_with_unread_data_resets(entries: Entries) -> None:
     """LPWSPSHUTDOWN: data that nobody will read any more ends the connection, for every sharer."""
     with entries.connected() as (s, far):
         far.sendall(b"unread")
-        spi.WSPSelect([s], None, None, 10.0)
+        spi.WSPSelect([s], None, None, 60.0)
         spi.WSPShutdown(s, SD_RECEIVE)
         assert ends_with_reset(far)
         spi.WSPCloseSocket(s)
@@ -205,11 +205,11 @@ def test_select_over_handles(entries: Entries, actors: Actors) -> None:
         assert spi.WSPSelect([s, listener], [], [], 0) == ([], [], [])
         assert spi.WSPSelect([s], [s], None, 1.5) == ([], [s], [])
         with socket.create_connection(spi.WSPGetSockName(listener)):
-            assert spi.WSPSelect([listener], None, None, 10) == ([listener], [], [])
+            assert spi.WSPSelect([listener], None, None, 60.0) == ([listener], [], [])
             client, _ = spi.WSPAccept(listener)
         far.sendall(b"x")
         ready = [s]
-        assert spi.WSPSelect(ready, None, None, 10) == ([s], [], [])
+        assert spi.WSPSelect(ready, None, None, 60.0) == ([s], [], [])
         assert ready == [s], "the sets stay as they are"
         theirs = other.call(take, spi.WSPDuplicateSocket(s, other.pid))
         assert other.call(recv, theirs) == b"x"
@@ -218,7 +218,7 @@ def test_select_over_handles(entries: Entries, actors: Actors) -> None:
         other.call(spi.WSPCloseSocket, theirs)
         far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         far.close()
-        assert spi.WSPSelect([s], None, None, 10) == ([s], [], [])
+        assert spi.WSPSelect([s], None, None, 60.0) == ([s], [], [])
         assert code_of(recv, s) == 10054
         spi.WSPCloseSocket(client)
         assert code_of(spi.WSPSelect, [s, client], None, None, 10) == 10038

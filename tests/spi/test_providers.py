@@ -87,7 +87,7 @@ def test_throttling_moves_short_pieces_the_same_in_every_run() -> None:
             with entries_of(info).connected() as (s, far):
                 sent = [spi.WSPSend(s, [b"ab", bytes(100)]) for _ in range(20)]
                 far.sendall(bytes(50))
-                spi.WSPSelect([s], None, None, 10.0)
+                spi.WSPSelect([s], None, None, 60.0)
                 pieces.append((sent, [len(recv(s, 64)) for _ in range(5)]))
                 spi.WSPCloseSocket(s)
     assert pieces[0] == pieces[1]

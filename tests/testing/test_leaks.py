@@ -150,7 +150,7 @@ def test_an_error_of_the_block_is_not_hidden_by_what_it_left() -> None:
 
 
 def test_what_goes_within_the_grace_period_is_no_leak() -> None:
-    with no_leaks(grace_s=5):
+    with no_leaks(grace_s=60):
         threading.Timer(0.05, int).start()
 
 
