@@ -29,12 +29,12 @@ NOTES: Final = {
     "P9": "out of reach with a registry that counts before it hands over. Three processes that do nothing but the "
     "messages of it (issue and its answer, ticket, claim and its answer with the descriptor, acknowledgement; poll, "
     "recvmsg with credentials, no count, no object made) take 53 us, 2.9 to 3.7 of send_fds: the floor leaves a few "
-    "frames. Ours are 36 at the giver, 101 at the taker, some 115 at the registry, and here a frame with the C calls "
-    "in it costs about 1 us, not 0.1: each switch between the three processes on one core finds cold caches. Gone: the "
-    "wait for the acknowledgement, 34 frames of the giver and the taker, 16 and three system calls at the registry. "
-    "Not tried: to issue without waiting (one answer less; what share() raises for a dead target or too many tickets "
-    "would have to be known here), to push the descriptor into the target's channel (a target that never claims would "
-    "have it, and a revoke could not take it back).",
+    "frames. Ours are 36 at the giver, 101 at the taker, some 115 at the registry, and 500 us: far more than they cost "
+    "in a loop, perhaps since each switch between three processes on one core finds cold caches. Tried: to wait for no "
+    "acknowledgement; 34 frames less at the giver and the taker and some ten at the registry, which gained less than "
+    "two runs differ (31.5 and 35.4, before 36.7 and 33.5). Not tried: to issue without waiting (one answer less; what "
+    "share() raises for a dead target or too many tickets would have to be known here), to push the descriptor into "
+    "the target's channel (a target that never claims would have it, and a revoke could not take it back).",
     "P10": "as P9: the bare messages, the close's included, take 70 us, pickling about 200: the floor leaves 30. A "
     "close adds begin-close, which is waited for (exactly one closer is LAST), and end-close, posted.",
     "P11": "was 12: objects per message, a selectors pass per request, waiters and locks for a caller that is alone. A "
