@@ -148,7 +148,7 @@ class Receiving(SocketBase):
 
     def recvfrom(self, bufsize: int, flags: int = 0, /) -> tuple[bytes, Any]:
         """Receive at most `bufsize` bytes, and from where. Errors as `recv`."""
-        data, address = transfer.receive(
+        result: tuple[bytes, Any] = transfer.receive(
             self._descriptor,
             "recvfrom",
             "recvfrom",
@@ -158,9 +158,9 @@ class Receiving(SocketBase):
             bufsize,
             timeout_s=timeout_of(flags),
         )
-        if not data and bufsize:
+        if bufsize and not result[0]:
             options.verdict_on_empty(self._descriptor)
-        return data, address
+        return result  # no new tuple: where there is no memory for one, what was received would be lost
 
     def recvfrom_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> tuple[int, Any]:
         """Receive into a buffer; return how many bytes, and from where. Errors as `recv`."""
@@ -171,7 +171,7 @@ class Receiving(SocketBase):
             return len(kept.data), kept.address
 
         try:
-            count, address = transfer.receive(
+            result: tuple[int, Any] = transfer.receive(
                 self._descriptor,
                 "recvfrom_into",
                 "recvfrom_into",
@@ -184,13 +184,13 @@ class Receiving(SocketBase):
         except BaseException:  # or the traceback would keep the buffer from being resized
             view.release()
             raise
-        if not count and limit:
+        if limit and not result[0]:
             options.verdict_on_empty(self._descriptor)
-        return count, address
+        return result
 
     def recvmsg(self, bufsize: int, ancbufsize: int = 0, flags: int = 0, /) -> tuple[bytes, list[Any], int, Any]:
         """Receive data and ancillary data: (bytes, [(level, type, bytes)], flags, address). Errors as `recv`."""
-        data, ancillary, msg_flags, address = transfer.receive(
+        result: tuple[bytes, list[Any], int, Any] = transfer.receive(
             self._descriptor,
             "recvmsg",
             "recvmsg",
@@ -200,9 +200,9 @@ class Receiving(SocketBase):
             bufsize,
             timeout_s=timeout_of(flags),
         )
-        if not data and bufsize and not ancillary:
+        if bufsize and not result[0] and not result[1]:
             options.verdict_on_empty(self._descriptor)
-        return data, ancillary, msg_flags, address
+        return result
 
     def recvmsg_into(
         self, buffers: Iterable[Any], ancbufsize: int = 0, flags: int = 0, /
@@ -224,7 +224,7 @@ class Receiving(SocketBase):
                 left = left[size:]
             return len(kept.data), list(kept.ancillary), kept.flags, kept.address
 
-        count, ancillary, msg_flags, address = transfer.receive(
+        result: tuple[int, list[Any], int, Any] = transfer.receive(
             self._descriptor,
             "recvmsg_into",
             "recvmsg_into",
@@ -234,9 +234,9 @@ class Receiving(SocketBase):
             limit,
             timeout_s=timeout_of(flags),
         )
-        if not count and limit and not ancillary:
+        if limit and not result[0] and not result[1]:
             options.verdict_on_empty(self._descriptor)
-        return count, ancillary, msg_flags, address
+        return result
 
 
 faces.add(Receiving.recv.__code__)
