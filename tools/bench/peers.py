@@ -5,7 +5,6 @@ Each uses its own equivalent of recv and sendall on a connected socket. What is 
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import importlib.util
 import os
@@ -43,7 +42,7 @@ def pinger(name: str, connection: socket.socket, message: bytes) -> Run:
 
 
 def _new_loop(name: str) -> Any:
-    return asyncio.new_event_loop() if name == "asyncio" else importlib.import_module("uvloop").new_event_loop()
+    return importlib.import_module(name).new_event_loop()
 
 
 def _echo_in_loop(name: str, connection: socket.socket, size: int) -> None:

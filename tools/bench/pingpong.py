@@ -1,6 +1,7 @@
 """P1, P2, P5: a message there and back between two processes on one core.
 
 Against plain and settimeout() sockets, and against what else can be aborted (peers.py); all in one interleaved run.
+Each end of each contender is a process of its own, which has imported what it needs and nothing else.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import multiprocessing
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any, Final
 
@@ -24,6 +26,8 @@ __all__ = ["measure"]
 ROUND_TRIPS: Final = 2000
 # A slow peer measures fewer: its figure is a time per round trip.
 PEER_ROUND_TRIPS: Final = 200
+# Each part has new processes: how one lies in memory moves its figure by a fifth, for as long as it lives.
+PAIRS: Final = 5
 CASES: Final = (
     ("TCP", socket.AF_INET, 1),
     ("TCP", socket.AF_INET, 1024),
@@ -43,7 +47,7 @@ def _prepare(connection: Any, contender: str, family: int) -> None:
     connection.settimeout(60.0 if contender == "settimeout" else None)
 
 
-def _echo(contender: str, family: int, address: Any, size: int, core: int) -> None:
+def _echo(contender: str, family: int, size: int, core: int, address: Any) -> None:
     """The other end: send back whatever comes."""
     if contender in peers.PEERS:
         return peers.echo(contender, family, address, size, core)
@@ -57,20 +61,18 @@ def _echo(contender: str, family: int, address: Any, size: int, core: int) -> No
     connection.close()
 
 
-@contextmanager
-def _pair(contender: str, family: int, size: int, core: int, directory: str) -> Iterator[Callable[[int], float]]:
-    """Connect to an echo process; give a function that measures some round trips, in seconds."""
+def _listen(contender: str, family: int, size: int, core: int, path: str, control: Connection) -> None:
+    """The driving end: tell the address and that somebody has connected; then measure round trips as often as asked."""
+    os.sched_setaffinity(0, {core})
     with _make(contender, family) as listener:
-        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else os.path.join(directory, f"{contender}-{size}"))
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else path)
         listener.listen(1)
-        arguments = (contender, family, listener.getsockname(), size, core)
-        process = multiprocessing.get_context("spawn").Process(target=_echo, args=arguments, daemon=True)
-        process.start()
+        control.send(listener.getsockname())
         connection, _ = listener.accept()
     _prepare(connection, contender, family)
     message = b"m" * size
 
-    def measure(round_trips: int) -> float:
+    def drive(round_trips: int) -> float:
         recv, sendall = connection.recv, connection.sendall
         begin = perf_counter()
         for _ in range(round_trips):
@@ -78,16 +80,57 @@ def _pair(contender: str, family: int, size: int, core: int, directory: str) -> 
             recv(size)
         return perf_counter() - begin
 
-    try:
-        yield peers.pinger(contender, connection, message) if contender in peers.PEERS else measure
-    finally:
-        connection.close()
-        process.kill()
-        process.join()
+    run = peers.pinger(contender, connection, message) if contender in peers.PEERS else drive
+    control.send(None)
+    while round_trips := control.recv():
+        control.send(run(round_trips) / round_trips)
+    connection.close()
 
 
-def _per_round_trip(run: Callable[[int], float], round_trips: int) -> float:
-    return run(round_trips) / round_trips
+def _ask(control: Connection, round_trips: int) -> float:
+    control.send(round_trips)
+    seconds: float = control.recv()
+    return seconds
+
+
+@contextmanager
+def _pair(contender: str, family: int, size: int, core: int, directory: str) -> Iterator[Connection]:
+    """Have two processes talk; give the pipe on which one of them is told how often, and answers in seconds each."""
+    spawn = multiprocessing.get_context("spawn")
+    control, other = spawn.Pipe()
+    path = os.path.join(directory, f"{contender}-{size}")
+    terms = (contender, family, size, core)
+    driving = spawn.Process(target=_listen, args=(*terms, path, other), daemon=True)
+    with control, other:
+        driving.start()
+        other.close()
+        address = control.recv()
+        echoing = spawn.Process(target=_echo, args=(*terms, address), daemon=True)
+        echoing.start()
+        try:
+            control.recv()
+            yield control
+        finally:
+            for process in (driving, echoing):
+                process.kill()
+                process.join()
+
+
+def _measure_case(family: int, size: int, others: list[str], core: int, settings: Settings) -> dict[str, list[float]]:
+    """Return each contender's seconds per round trip, in the order of the rounds."""
+    times: dict[str, list[float]] = {name: [] for name in (*CONTENDERS, *others)}
+    parts = 1 if settings.quick else PAIRS
+    for _ in range(parts):
+        with ExitStack() as stack:
+            directory = stack.enter_context(tempfile.TemporaryDirectory())
+            runs = {}
+            for name in times:
+                control = stack.enter_context(_pair(name, family, size, core, directory))
+                round_trips = settings.scaled(ROUND_TRIPS if name in CONTENDERS else PEER_ROUND_TRIPS)
+                runs[name] = partial(_ask, control, round_trips)
+            for name, measured_s in interleave(runs, settings, settings.rounds // parts).items():
+                times[name] += measured_s
+    return times
 
 
 def measure(settings: Settings) -> Iterator[Result]:
@@ -96,14 +139,7 @@ def measure(settings: Settings) -> Iterator[Result]:
     with one_core() as core:
         for transport, family, size in CASES:
             others = [name for name in peers.PEERS if name not in missing] if size == 1 else []
-            with ExitStack() as stack:
-                directory = stack.enter_context(tempfile.TemporaryDirectory())
-                runs = {}
-                for name in (*CONTENDERS, *others):
-                    run = stack.enter_context(_pair(name, family, size, core, directory))
-                    round_trips = settings.scaled(ROUND_TRIPS if name in CONTENDERS else PEER_ROUND_TRIPS)
-                    runs[name] = partial(_per_round_trip, run, round_trips)
-                times = interleave(runs, settings)
+            times = _measure_case(family, size, others, core, settings)
             case = f"{transport} {size} B"
             measured, spread = ratio(times["plain"], times["shared"])
             yield Result("P1", f"ping-pong {case} vs plain blocking", measured, 0.95, 0.80, spread=spread)
