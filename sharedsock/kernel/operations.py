@@ -69,7 +69,7 @@ _SPIN_S: Final = 0.0002
 def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:
     """Return the operations of this process that wait on the socket now.
 
-    The first look at a conversation says since when it may have waited at most: at most 64 receives ago, which were
+    The first look at a conversation says since when it may have waited at most: at most 256 receives ago, which were
     quick when it began. Later looks are exact.
     """
     threads = {thread.ident: thread for thread in threading.enumerate()}

@@ -291,11 +291,12 @@ def answered(ours: ss.SharedSocket, peer: socket.socket, bufsize: int) -> bytes:
 @pytest.mark.rule("CLOSE-20")
 def test_the_face_converses_until_the_terms_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "SLOW_TURN_S", 60.0)  # these turns wait for threads to start
+    monkeypatch.setattr(conversation, "_PROBE_EVERY", 16)
     ours, peer = ss.socketpair()
     with ours, peer:
         assert [answered(ours, peer, 3) for _ in range(3)] == [b"xyz"] * 3
         assert ours._talk.size == 3
-        assert [answered(ours, peer, 3) for _ in range(140)] == [b"xyz"] * 140, "probes come between"
+        assert [answered(ours, peer, 3) for _ in range(35)] == [b"xyz"] * 35, "probes come between"
         assert ours._talk.size == 3
         assert answered(ours, peer, 2) == b"xy"
         assert ours.recv(8) == b"z"
@@ -311,10 +312,10 @@ def test_the_face_converses_until_the_terms_change(monkeypatch: pytest.MonkeyPat
 
 def test_when_data_is_there_before_the_wait_receives_try_first_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with talking() as (shared, talk, peer):
-        peer.sendall(STREAM[: 98 * SIZE])
-        assert b"".join(shared.recv(SIZE) for _ in range(96)) == STREAM[: 96 * SIZE]
-        assert talk.size == SIZE, "the first 65 are not probed, and 31 finds are chance"
-        assert b"".join(shared.recv(SIZE) for _ in range(2)) == STREAM[96 * SIZE : 98 * SIZE]
+        peer.sendall(STREAM[: 290 * SIZE])
+        assert b"".join(shared.recv(SIZE) for _ in range(288)) == STREAM[: 288 * SIZE]
+        assert talk.size == SIZE, "the first 257 are not probed, and 31 finds are chance"
+        assert b"".join(shared.recv(SIZE) for _ in range(2)) == STREAM[288 * SIZE : 290 * SIZE]
         assert talk.size not in (SIZE, BUSY)
         assert shared._calm
 
@@ -327,6 +328,6 @@ def test_slow_turns_are_no_conversation(monkeypatch: pytest.MonkeyPatch) -> None
         assert [answered(ours, peer, 3) for _ in range(5)] == [b"xyz"] * 5
         assert ours._talk is SILENT
         talk = talk_on(ours)
-        peer.sendall(STREAM[: 65 * SIZE])
-        assert b"".join(ours.recv(SIZE) for _ in range(65)) == STREAM[: 65 * SIZE]
+        peer.sendall(STREAM[: 257 * SIZE])
+        assert b"".join(ours.recv(SIZE) for _ in range(257)) == STREAM[: 257 * SIZE]
         assert talk.size not in (SIZE, BUSY)

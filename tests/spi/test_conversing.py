@@ -29,8 +29,9 @@ SIZE = 3
 
 @pytest.fixture(autouse=True)
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Turns that wait for threads to start are quick enough."""
+    """Turns that wait for threads to start are quick enough, and not many lie between two renewals."""
     monkeypatch.setattr(conversation, "SLOW_TURN_S", 60.0)
+    monkeypatch.setattr(conversation, "_PROBE_EVERY", 16)
 
 
 def kept_of(s: int) -> Opened:
@@ -77,7 +78,7 @@ def talking(base: Entries, registry: Any) -> Iterator[tuple[int, Any]]:
 def test_it_goes_on_until_the_terms_change(talking: tuple[int, Any]) -> None:
     s, far = talking
     talk = kept_of(s).talk
-    assert [answered(s, far) for _ in range(70)] == [b"xyz"] * 70, "probes come between"
+    assert [answered(s, far) for _ in range(35)] == [b"xyz"] * 35, "probes come between"
     assert kept_of(s).talk is talk
     assert talk.size == SIZE
     assert answered(s, far, b"abcdefgh", 8) == b"abcdefgh"
