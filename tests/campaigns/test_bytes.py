@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,13 @@ def seeds_of(target: str) -> list[bytes]:
 PATHS: Final = (b"/", b"/tmp", b"/proc/self", b"relative", b"/\xff\xfe", b"/nowhere/at/all", b"/dev/null", b"\0")
 
 
+def seconds_for(test: Callable[[bytes], object], data: bytes) -> float:
+    """Return the processor time of this thread for one input."""
+    before_s = time.thread_time()
+    test(data)
+    return time.thread_time() - before_s
+
+
 @pytest.mark.fault("F-104", "F-106", "F-107", "F-23")
 @pytest.mark.parametrize("target", list(TARGETS))
 @pytest.mark.parametrize("runs", [SMALL, pytest.param(None, marks=pytest.mark.campaign)], ids=["small", "full"])
@@ -49,12 +57,11 @@ def test_damaged_bytes_are_refused_or_are_what_they_say(target: str, runs: int |
     worst_s = 0.0
     for seed in seeds_of(target):  # what is imported at first use is no hang
         test(seed)
-    before_s = time.thread_time()
     for data in itertools.islice(mutator, count):
-        test(data)
-        now_s = time.thread_time()
-        worst_s = max(worst_s, now_s - before_s)
-        before_s = now_s
+        took_s = seconds_for(test, data)
+        if took_s >= HANG_S:  # what a virtual machine has lost is counted as ours; a hang comes with its bytes
+            took_s = min(seconds_for(test, data) for _ in range(3))
+        worst_s = max(worst_s, took_s)
     assert worst_s < HANG_S
     run.note(**{target: count, "worst_us": round(worst_s * 1e6)})
 
