@@ -329,7 +329,7 @@ def test_a_thousand_waiters_are_aborted_and_nothing_of_them_stays(
     a, _ = company
     a.do("call_with", _abort_many, 1, 1)  # opens what the package keeps for the life of a process
     before = files(a.pid)
-    took_s, count = a.do("call_with", _abort_many, handles, threads)
+    took_s, count = a.thread("main").do("call_with", _abort_many, handles, threads).value(60.0)
     assert count == MANY
     assert took_s < LOADED * 4 * T_ABORT_S
     assert files(a.pid) == before
