@@ -164,10 +164,11 @@ def test_since_when_it_waits_is_told_by_the_wall_and_kept_by_the_monotonic_clock
     before_s = time()
     blocked = stage.blocked(kernel, RECEIVES[0])
     (row,) = operations.pending(kernel)
-    assert before_s - 0.01 <= row.since_s <= time() + 0.01
+    # The two clocks are read one after the other; in between this thread may lose its processor.
+    assert before_s - 5 <= row.since_s <= time() + 5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(operations, "time", lambda: time() + 86400.0)
         (later,) = operations.pending(kernel)
-    assert abs(later.since_s - row.since_s - 86400.0) < 0.01
+    assert abs(later.since_s - row.since_s - 86400.0) < 5
     kinds.close(kernel)
     blocked.error(OperationAborted)

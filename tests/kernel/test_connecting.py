@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
@@ -13,9 +14,9 @@ from sharedsock.model.errors import OperationAborted
 from tests.kernel import kinds, stage
 
 
-def _connecting(listener: socket.socket, timeout_s: float | None = None) -> tuple[sockets.KernelSocket, stage.Call]:
+def _connecting(listener: socket.socket) -> tuple[sockets.KernelSocket, stage.Call]:
     kernel = kinds.adopt(kinds.make_client(_kind(listener)))
-    call = stage.Call(operations.connect, kernel, listener.getsockname(), timeout_s)
+    call = stage.Call(operations.connect, kernel, listener.getsockname(), None)
     call.wait_blocked(kernel)
     return kernel, call
 
@@ -68,8 +69,11 @@ def test_a_timeout_ends_the_wait(kind: str, tmp_path: Path) -> None:
     """A full backlog."""
     with kinds.make_listener(kind, tmp_path, backlog=0) as listener, kinds.make_client(kind) as first:
         first.connect(listener.getsockname())
-        kernel, call = _connecting(listener, timeout_s=0.05)
-        call.error(TimeoutError)
+        kernel = kinds.adopt(kinds.make_client(kind))
+        began_s = monotonic()
+        with pytest.raises(TimeoutError):
+            operations.connect(kernel, listener.getsockname(), 0.05)
+        assert monotonic() - began_s >= 0.05
         kinds.close(kernel)
 
 
