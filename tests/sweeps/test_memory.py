@@ -9,7 +9,6 @@ C code, that place is named and the next process goes on behind it. The suite ta
 from __future__ import annotations
 
 import json
-import linecache
 import re
 import subprocess
 import sys
@@ -28,9 +27,6 @@ ROOT: Final = Path(__file__).parent.parent.parent
 PATIENCE_S: Final = 100.0
 # For how many places that are tried CPython may have one line at which it spoils them; with more, nothing is proven.
 SPOILT: Final = 8
-# Lines at which C code of CPython goes on with an object for which there was no room, and dies (3.11: lineiter_next).
-DEADLY: Final = ("in code.co_lines():",)
-
 # Each try starts a process.
 SLOW: Final = ("Registry.", "connect_registry")
 
@@ -75,21 +71,21 @@ class Findings:
             return "", 0
         assert place[0], ended.stderr
         if ended.returncode < 0:
-            where, line = last_line(ended.stderr)
-            what = f"the interpreter was ended by signal {-ended.returncode}; raised in {where}"
-            (self.theirs if any(call in line for call in DEADLY) else self.wrong).append((*place, what))
+            # No line of ours can end an interpreter by a signal: C code went on with what it had no room for.
+            what = f"the interpreter was ended by signal {-ended.returncode}; raised in {last_place(ended.stderr)}"
+            self.theirs.append((*place, what))
         else:
             assert ended.returncode == memory.TORN, ended.stderr
         return place
 
 
-def last_line(page: str) -> tuple[str, str]:
-    """Return where an interpreter has died by what faulthandler says, and the line there."""
+def last_place(page: str) -> str:
+    """Return where an interpreter has died by what faulthandler says."""
     found = re.search(r'most recent call first\):\n  File "(.+)", line (\d+) in (\w+)', page)
     if found is None:
-        return "an unknown place", ""
+        return "an unknown place"
     file, number, function = found.groups()
-    return f"{Path(file).name}:{number} {function}", linecache.getline(file, int(number))
+    return f"{Path(file).name}:{number} {function}"
 
 
 # In these calls other threads have their turn (the service's, the registry's answer is waited for), so how many
