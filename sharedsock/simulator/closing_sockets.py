@@ -28,7 +28,15 @@ from sharedsock.simulator.checks import (
     wait_reports,
 )
 from sharedsock.simulator.endings import end_by_close, end_by_kill, queue_to_the_peer
-from sharedsock.simulator.invariants import T_REAP, T_REGISTRY_END, i1_exactly_once, i2_count, i6_residue, look_at
+from sharedsock.simulator.invariants import (
+    T_REAP,
+    T_REGISTRY_END,
+    bound_under,
+    i1_exactly_once,
+    i2_count,
+    i6_residue,
+    look_at,
+)
 from sharedsock.simulator.scenario import NoMeaning, Options, Promise, Scenario
 from sharedsock.simulator.schedule import Schedule, shares_of
 from sharedsock.simulator.stage import LISTENER, STREAM, UNREAD, Stage
@@ -217,7 +225,7 @@ def nothing_is_left(stage: Stage) -> None:
     seen = "sockets {}, tickets {}, custody {}".format(*view)
     stage.expect("the registry's own view", seen, "I2", view == (0, 0, 0))
     # After quiescence: a thread and the far end of a channel are gone a moment after whoever ended them goes on.
-    wrong, _ = stage.wait_until(lambda: i6_residue(stage.before, stage.look()), "", stage.slack * T_REAP)
+    wrong, _ = stage.wait_until(lambda: i6_residue(stage.before, stage.look()), "", bound_under(stage.slack, T_REAP))
     after = stage.look()
     sockets = sum(len(residue.sockets - stage.before[name].sockets) for name, residue in after.items())
     seen = wrong or f"{sockets} new in {len(after)} processes, by inode"

@@ -20,6 +20,7 @@ __all__ = [
     "T_REAP",
     "T_REGISTRY_END",
     "ProcessResidue",
+    "bound_under",
     "i1_exactly_once",
     "i2_count",
     "i6_residue",
@@ -32,6 +33,8 @@ T_EOF: Final = 0.100
 T_REAP: Final = 0.250
 T_REGISTRY_END: Final = 1.0
 _SLACK_UNDER_LOAD: Final = 4.0
+# So long a machine was seen to stand still under load.
+_STANDSTILL_S: Final = 0.5
 
 
 def slack() -> float:
@@ -41,6 +44,11 @@ def slack() -> float:
     """
     processors = os.cpu_count() or 1
     return _SLACK_UNDER_LOAD if max(os.getloadavg()[0], observation.runnable()) > processors else 1.0
+
+
+def bound_under(slack: float, bound_s: float) -> float:
+    """Return a bound with its slack; on a loaded machine, with room for it to stand still as well."""
+    return bound_s if slack == 1 else max(bound_s * slack, bound_s + _STANDSTILL_S)
 
 
 def i1_exactly_once(sent: Sequence[bytes], received: Collection[bytes]) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import sharedsock as ss
 from sharedsock.registry.runtime import TREE_VARIABLE, new_directory_name
 from sharedsock.simulator import player
-from sharedsock.simulator.invariants import ProcessResidue, look_at, slack
+from sharedsock.simulator.invariants import ProcessResidue, bound_under, look_at, slack
 from sharedsock.simulator.scenario import Finding, Options, PromiseBroken
 from sharedsock.simulator.schedule import Schedule
 from sharedsock.simulator.transports import CLAUSES, TRANSPORTS, Clause
@@ -157,7 +157,7 @@ class Stage:
         """
         if bound_s is not None:
             self.slack = max(self.slack, slack())
-            bound_s = beyond_s + bound_s * self.slack
+            bound_s = beyond_s + bound_under(self.slack, bound_s)
         in_time = measured_s is None or bound_s is None or measured_s <= bound_s
         found = Finding(what, str(observed), rule, holds and in_time, measured_s, bound_s, self._clause)
         self.findings.append(found)

@@ -145,3 +145,9 @@ def test_bounds_are_four_times_as_long_under_load(
     monkeypatch.setattr(os, "getloadavg", lambda: (average, 0.0, 0.0))
     monkeypatch.setattr(observation, "runnable", lambda: now)
     assert invariants.slack() == factor
+
+
+def test_a_loaded_machine_may_stand_still_for_half_a_second() -> None:
+    assert invariants.bound_under(1.0, 0.05) == 0.05
+    assert invariants.bound_under(4.0, 0.05) == 0.55
+    assert invariants.bound_under(4.0, 1.0) == 4.0
