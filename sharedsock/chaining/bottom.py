@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from sharedsock.descriptors import lingering, options, overlapped, transfer
 from sharedsock.descriptors.descriptor import draw_id
-from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept
+from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept, data_of
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
 from sharedsock.model.winsock import (
     MSG_WAITALL,
@@ -34,7 +34,7 @@ from sharedsock.model.winsock import (
 )
 from sharedsock.sharedsocket import SharedSocket
 from sharedsock.spi import Provider, WSAError
-from sharedsock.spi.buffers import fill
+from sharedsock.spi.buffers import checked_buffers, fill
 from sharedsock.spi.errors import translated
 from sharedsock.spi.overlapped import abandon, begin, complete, result
 
@@ -87,24 +87,26 @@ class Carried:
     begun: list[Operation[Any]] = field(default_factory=list)
 
 
-_NOTHING: Final = Carried()
-
-
 class Beside(threading.local):
     """What goes beside a call in its thread.
 
     Attributes:
         opening: the face that a WSPSocket is for. accepted: the faces that WSPAccept has made.
         closing: a face, and how it is to be closed.
-        call: what goes beside the arguments of the call that is under way.
+        call: what goes beside the arguments of the face's call that is under way; None: a layer calls by itself.
     """
 
     opening: SharedSocket | None = None
     closing: tuple[SharedSocket, Callable[[], Any]] | None = None
-    call: Carried = _NOTHING
+    call: Carried | None = None
 
     def __init__(self) -> None:
         self.accepted: list[SharedSocket] = []
+
+    @property
+    def carried(self) -> Carried:
+        """What goes beside the call, whoever makes it."""
+        return Carried() if self.call is None else self.call
 
 
 beside: Final = Beside()
@@ -125,7 +127,7 @@ def _from_below(call: Callable[P, R]) -> Callable[P, R]:
 
 def _kernel_flags(dwFlags: int) -> int:
     """Return Winsock's flags as the kernel's, with those beside the call."""
-    return dwFlags & _SAME | (socket.MSG_WAITALL if dwFlags & MSG_WAITALL else 0) | beside.call.flags
+    return dwFlags & _SAME | (socket.MSG_WAITALL if dwFlags & MSG_WAITALL else 0) | beside.carried.flags
 
 
 class Bottom(Provider):
@@ -206,11 +208,11 @@ class Bottom(Provider):
 
     @_from_below
     def WSPGetSockOpt(self, s: int, level: int, optname: int) -> Any:
-        return SharedSocket.getsockopt(self._face(s), level, optname, beside.call.size)
+        return SharedSocket.getsockopt(self._face(s), level, optname, beside.carried.size)
 
     @_from_below
     def WSPSetSockOpt(self, s: int, level: int, optname: int, optval: Any) -> None:
-        SharedSocket.setsockopt(self._face(s), level, optname, optval, beside.call.size)
+        SharedSocket.setsockopt(self._face(s), level, optname, optval, beside.carried.size)
 
     @_from_below
     def WSPIoctl(
@@ -255,7 +257,7 @@ class Bottom(Provider):
         lpCompletionRoutine: Any = None,
         lpThreadId: Any = None,
     ) -> int:
-        face, flags, call = self._face(s), _kernel_flags(dwFlags), beside.call
+        face, flags, call = self._face(s), _kernel_flags(dwFlags), beside.carried
         if lpOverlapped is not None:
             _refuse_routine(lpCompletionRoutine)
             data = lpBuffers[0] if len(lpBuffers) == 1 else b"".join(lpBuffers)
@@ -283,7 +285,7 @@ class Bottom(Provider):
         lpCompletionRoutine: Any = None,
         lpThreadId: Any = None,
     ) -> tuple[int, int]:
-        face, flags, call = self._face(s), _kernel_flags(dwFlags), beside.call
+        face, flags, call = self._face(s), _kernel_flags(dwFlags), beside.carried
         if lpOverlapped is not None:
             _refuse_routine(lpCompletionRoutine)
             views, limit = _views(lpBuffers)
@@ -309,7 +311,7 @@ class Bottom(Provider):
             _refuse_routine(lpCompletionRoutine)
             views, limit = _views(lpBuffers)
             return self._request(s, lpOverlapped, views, overlapped.begin_recvfrom, face, limit, flags)
-        return _receive_message(face, lpBuffers, flags, beside.call)
+        return _receive_message(face, lpBuffers, flags, beside.carried)
 
     def WSPGetOverlappedResult(self, s: int, lpOverlapped: WSAOVERLAPPED, fWait: bool = False) -> tuple[int, int]:
         self._face(s)
@@ -335,7 +337,7 @@ class Bottom(Provider):
         except BaseException as error:
             abandon(lpOverlapped, translated(error).winerror if isinstance(error, OSError) else WSA_OPERATION_ABORTED)
             raise
-        beside.call.begun.append(operation)
+        beside.carried.begun.append(operation)
         if not operation.done():
 
             def end(ended: Any) -> None:
@@ -371,8 +373,7 @@ def _outcome(operation: Operation[Any], views: list[memoryview] | None) -> tuple
 
 def _views(lpBuffers: Buffers) -> tuple[list[memoryview], int]:
     """Return views of buffers that are to be filled, and how many bytes they hold."""
-    views = [memoryview(buffer) for buffer in lpBuffers]
-    views = [view.cast("B") if view.nbytes else memoryview(bytearray()) for view in views]
+    views = checked_buffers(lpBuffers, are_written=True)
     return views, sum(map(len, views))
 
 
@@ -381,15 +382,11 @@ def _receive_within(face: SharedSocket, lpBuffers: Buffers, flags: int, call: Ca
     views, limit = _views(lpBuffers)
     descriptor, arguments = face._descriptor, (limit, flags | DONTWAIT)
     data = transfer.receive(
-        descriptor, call.kind or "recv", "recv", arguments, Kept, _data_of, limit, timeout_s=call.timeout_s
+        descriptor, call.kind or "recv", "recv", arguments, Kept, data_of, limit, timeout_s=call.timeout_s
     )
     if not data and limit:
         options.verdict_on_empty(descriptor)
     return fill(views, data)
-
-
-def _data_of(kept: Kept) -> bytes:
-    return kept.data
 
 
 def _receive_message(face: SharedSocket, lpBuffers: Buffers, flags: int, call: Carried) -> tuple[int, int, Any]:

@@ -36,6 +36,7 @@ __all__ = [
     "accept_into",
     "connect",
     "converse",
+    "data_of",
     "hand_over",
     "receive",
     "require_kernel",
@@ -60,6 +61,11 @@ class Kept(NamedTuple):
     address: Any = None
     ancillary: tuple[Any, ...] = ()
     flags: int = 0
+
+
+def data_of(kept: Kept) -> bytes:
+    """Return what a receive of bytes alone gives of what was kept."""
+    return kept.data
 
 
 def require_kernel(descriptor: Descriptor) -> KernelSocket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.descriptors import options, transfer
-from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept
+from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept, data_of
 from sharedsock.kernel.conversation import BUSY, faces
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.system import DONTWAIT
@@ -23,10 +23,6 @@ class _Unflagged(int):
 
 
 _UNFLAGGED: Final = _Unflagged(DONTWAIT)
-
-
-def _data_of(kept: Kept) -> bytes:
-    return kept.data
 
 
 def _room(buffer: Any, nbytes: int, call: str, too_small: str) -> tuple[memoryview, int]:
@@ -109,7 +105,7 @@ class Receiving(SocketBase):
             # Before this one: behind it, an interrupt would lose what it took.
             self._talk = transfer.converse(descriptor, bufsize, flags)
         data: bytes = transfer.receive(
-            descriptor, "recv", "recv", arguments, Kept, _data_of, bufsize, has_tried, timeout_s
+            descriptor, "recv", "recv", arguments, Kept, data_of, bufsize, has_tried, timeout_s
         )
         return data or self._empty(data, bufsize)
 

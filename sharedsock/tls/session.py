@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sharedsock.descriptors import options, transfer
-from sharedsock.descriptors.transfer import Kept
+from sharedsock.descriptors.transfer import Kept, data_of
 from sharedsock.kernel.system import DONTWAIT, NOSIGNAL
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, OperationAborted, from_errno, with_winerror
 
@@ -320,20 +320,14 @@ class Session:
     def _fetch(self, kind: str, patience: Patience) -> None:
         """Feed what the wire has, at least a byte or its end; waits. The caller has `_receiving`."""
         if not self._arrived:
+            left_s = patience.left_s()
             receive: Callable[..., bytes] = transfer.receive
-            receipt: tuple[Any, ...] = (
-                self._descriptor,
-                kind,
-                "recv",
-                (_WIRE_CHUNK, DONTWAIT),
-                Kept,
-                _data_of,
-                _WIRE_CHUNK,
-                False,
-                patience.left_s(),
-            )
-            if self._wire is not None:
-                receive, receipt = self._wire.receive, (kind, _WIRE_CHUNK, patience.left_s())
+            receipt: tuple[Any, ...]
+            if self._wire is None:
+                arguments = (_WIRE_CHUNK, DONTWAIT)
+                receipt = self._descriptor, kind, "recv", arguments, Kept, data_of, _WIRE_CHUNK, False, left_s
+            else:
+                receive, receipt = self._wire.receive, (kind, _WIRE_CHUNK, left_s)
             try:
                 self._arrived.extend(starmap(receive, (receipt,)))  # received and stored in one C call
             except OSError as error:
@@ -385,11 +379,13 @@ class Session:
                 self._line = following, []
                 del self._produced[0]
                 continue
+            left, left_s = view[sent:], patience.left_s()
             send: Callable[..., int] = transfer.send
-            arguments = (view[sent:], DONTWAIT | NOSIGNAL)
-            dispatch: tuple[Any, ...] = (self._descriptor, kind, "send", arguments, False, patience.left_s())
-            if self._wire is not None:
-                send, dispatch = self._wire.send, (kind, view[sent:], patience.left_s())
+            dispatch: tuple[Any, ...]
+            if self._wire is None:
+                dispatch = self._descriptor, kind, "send", (left, DONTWAIT | NOSIGNAL), False, left_s
+            else:
+                send, dispatch = self._wire.send, (kind, left, left_s)
             try:
                 counts.extend(starmap(send, (dispatch,)))  # sent and counted in one C call
             except OSError as error:
@@ -398,10 +394,6 @@ class Session:
     def _has_output(self) -> bool:
         view, counts = self._line
         return bool(self._outgoing.pending or self._produced) or sum(counts) < len(view)
-
-
-def _data_of(kept: Kept) -> bytes:
-    return kept.data
 
 
 def _would_block(is_receive: bool, text: str) -> OSError:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
 import threading
+import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -17,6 +20,7 @@ from sharedsock import spi
 from sharedsock.descriptors import overlapped
 from sharedsock.model.winsock import WSA_IO_PENDING
 from sharedsock.spi.provider import Buffers
+from tests.descriptors import requests
 from tests.descriptors.requests import PATIENCE_S, error_of
 from tests.kernel import stage
 from tests.spi.chains import Shouting, pair
@@ -39,6 +43,20 @@ class Late(spi.LayeredProvider):
         if lpOverlapped is None:
             return super().WSPRecv(s, lpBuffers, dwFlags)
         self.held.append((self.upcalls, s, lpOverlapped))
+        raise spi.WSAError(WSA_IO_PENDING)
+
+
+class Elsewhere(spi.LayeredProvider):
+    """Passes requests down in a thread of its own, in which no call of the face is under way."""
+
+    def WSPRecv(self, s: int, lpBuffers: Buffers, dwFlags: int = 0, lpOverlapped: Any = None, *more: Any) -> Any:
+        def pass_down() -> None:
+            with suppress(spi.WSAError):  # 997
+                super(Elsewhere, self).WSPRecv(s, lpBuffers, dwFlags, lpOverlapped)
+
+        passing = threading.Thread(target=pass_down)
+        passing.start()
+        passing.join()
         raise spi.WSAError(WSA_IO_PENDING)
 
 
@@ -153,6 +171,27 @@ def test_a_layer_that_keeps_a_request_decides_its_end() -> None:
         error = error_of(operation)
         assert isinstance(error, ss.OperationAborted)
         assert (error.winerror, error.closed_by is not None) == (995, True)
+
+
+def test_a_request_that_a_layer_makes_by_itself_is_kept_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[weakref.ref[Any]] = []
+    real = overlapped.begin_recv
+
+    def noted(*arguments: Any) -> Any:
+        operation = real(*arguments)
+        begun.append(weakref.ref(operation))
+        return operation
+
+    monkeypatch.setattr(overlapped, "begin_recv", noted)
+    with ss.use_provider(Elsewhere):
+        face, peer = pair()
+    with face, peer:
+        operation = face.begin_recv(16)
+        peer.send(b"by a thread")
+        assert operation.result(PATIENCE_S) == b"by a thread"
+        requests.wait_service_idle()
+        gc.collect()
+        assert [one() for one in begun] == [None]
 
 
 def test_an_interrupted_begin_leaves_no_request(chained: tuple[ss.SharedSocket, socket.socket]) -> None:
