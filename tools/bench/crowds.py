@@ -13,14 +13,12 @@ from time import perf_counter
 from typing import Any, Final
 
 import sharedsock as ss
-from tools.bench.rounds import Result, Settings, interleave, ratio
+from tools.bench.rounds import Result, Settings, interleave_anew, ratio
 
 __all__ = ["measure"]
 
 THREADS: Final = (10, 100)
 ROUND_TRIPS: Final = 500
-# Each part has a new process: how its threads lie on the cores is decided anew, and stays so for a while.
-PARTS: Final = 5
 
 
 def _answer(end: Any, threads: int, control: Connection) -> None:
@@ -68,17 +66,16 @@ def _crowd(contender: str, threads: int) -> Iterator[Callable[[int], float]]:
         other.close()
 
 
+@contextmanager
+def _crowds(threads: int, round_trips: int) -> Iterator[dict[str, Callable[[], float]]]:
+    with ExitStack() as stack:
+        yield {name: partial(stack.enter_context(_crowd(name, threads)), round_trips) for name in ("plain", "shared")}
+
+
 def measure(settings: Settings) -> Iterator[Result]:
     """Yield P8 for each number of threads; ratios of speed, so more is better."""
-    round_trips = settings.scaled(ROUND_TRIPS)
-    parts = 1 if settings.quick else PARTS
     for threads in THREADS:
-        times: dict[str, list[float]] = {name: [] for name in ("plain", "shared")}
-        for _ in range(parts):
-            with ExitStack() as stack:
-                runs = {name: partial(stack.enter_context(_crowd(name, threads)), round_trips) for name in times}
-                for name, measured_s in interleave(runs, settings, settings.rounds // parts).items():
-                    times[name] += measured_s
+        times = interleave_anew(partial(_crowds, threads, settings.scaled(ROUND_TRIPS)), settings)
         measured, spread = ratio(times["plain"], times["shared"])
         case = f"datagram recv, {threads} threads blocked, vs plain blocking"
         yield Result("P8", case, measured, 0.95, 0.50, spread=spread)

@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
@@ -19,15 +19,13 @@ from typing import Any, Final
 
 import sharedsock as ss
 from tools.bench import peers
-from tools.bench.rounds import Result, Settings, interleave, one_core, ratio
+from tools.bench.rounds import Result, Settings, interleave_anew, one_core, ratio
 
 __all__ = ["measure"]
 
 ROUND_TRIPS: Final = 2000
 # A slow peer measures fewer: its figure is a time per round trip.
 PEER_ROUND_TRIPS: Final = 200
-# Each part has new processes: how one lies in memory moves its figure by a fifth, for as long as it lives.
-PAIRS: Final = 5
 CASES: Final = (
     ("TCP", socket.AF_INET, 1),
     ("TCP", socket.AF_INET, 1024),
@@ -116,21 +114,19 @@ def _pair(contender: str, family: int, size: int, core: int, directory: str) -> 
                 process.join()
 
 
-def _measure_case(family: int, size: int, others: list[str], core: int, settings: Settings) -> dict[str, list[float]]:
-    """Return each contender's seconds per round trip, in the order of the rounds."""
-    times: dict[str, list[float]] = {name: [] for name in (*CONTENDERS, *others)}
-    parts = 1 if settings.quick else PAIRS
-    for _ in range(parts):
-        with ExitStack() as stack:
-            directory = stack.enter_context(tempfile.TemporaryDirectory())
-            runs = {}
-            for name in times:
-                control = stack.enter_context(_pair(name, family, size, core, directory))
-                round_trips = settings.scaled(ROUND_TRIPS if name in CONTENDERS else PEER_ROUND_TRIPS)
-                runs[name] = partial(_ask, control, round_trips)
-            for name, measured_s in interleave(runs, settings, settings.rounds // parts).items():
-                times[name] += measured_s
-    return times
+@contextmanager
+def _pairs(
+    family: int, size: int, others: list[str], core: int, settings: Settings
+) -> Iterator[dict[str, Callable[[], float]]]:
+    """Have a pair for each contender; give what measures its seconds per round trip."""
+    with ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory())
+        runs: dict[str, Callable[[], float]] = {}
+        for name in (*CONTENDERS, *others):
+            control = stack.enter_context(_pair(name, family, size, core, directory))
+            round_trips = settings.scaled(ROUND_TRIPS if name in CONTENDERS else PEER_ROUND_TRIPS)
+            runs[name] = partial(_ask, control, round_trips)
+        yield runs
 
 
 def measure(settings: Settings) -> Iterator[Result]:
@@ -139,7 +135,7 @@ def measure(settings: Settings) -> Iterator[Result]:
     with one_core() as core:
         for transport, family, size in CASES:
             others = [name for name in peers.PEERS if name not in missing] if size == 1 else []
-            times = _measure_case(family, size, others, core, settings)
+            times = interleave_anew(partial(_pairs, family, size, others, core, settings), settings)
             case = f"{transport} {size} B"
             measured, spread = ratio(times["plain"], times["shared"])
             yield Result("P1", f"ping-pong {case} vs plain blocking", measured, 0.95, 0.80, spread=spread)

@@ -14,13 +14,11 @@ from typing import Any, Final
 import sharedsock as ss
 from sharedsock import spi
 from sharedsock.model.winsock import AF_INET, IPPROTO_TCP, SOCK_STREAM, TCP_NODELAY
-from tools.bench.rounds import Result, Settings, interleave, one_core, ratio
+from tools.bench.rounds import Result, Settings, interleave_anew, one_core, ratio
 
 __all__ = ["measure"]
 
 ROUND_TRIPS: Final = 2000
-# Each part has new processes: how one lies in memory moves its figure by a fifth, for as long as it lives.
-PAIRS: Final = 5
 CONTENDERS: Final = ("python", "base", "one layer", "two layers")
 MESSAGE: Final = b"m"
 
@@ -115,21 +113,18 @@ def _pair(contender: str, core: int) -> Iterator[Callable[[int], float]]:
         process.join(10.0)
 
 
+@contextmanager
+def _pairs(core: int, round_trips: int) -> Iterator[dict[str, Callable[[], float]]]:
+    with ExitStack() as stack:
+        spi.WSPStartup()
+        stack.callback(spi.WSPCleanup)
+        yield {name: partial(stack.enter_context(_pair(name, core)), round_trips) for name in CONTENDERS}
+
+
 def measure(settings: Settings) -> Iterator[Result]:
     """Yield P17 and P18: times of a round trip, as ratios; less is better."""
-    times: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    parts = min(PAIRS, settings.rounds)
     with one_core() as core:
-        for _ in range(parts):
-            with ExitStack() as stack:
-                spi.WSPStartup()
-                stack.callback(spi.WSPCleanup)
-                runs = {}
-                for name in CONTENDERS:
-                    run = stack.enter_context(_pair(name, core))
-                    runs[name] = partial(run, settings.scaled(ROUND_TRIPS))
-                for name, measured_s in interleave(runs, settings, settings.rounds // parts).items():
-                    times[name] += measured_s
+        times = interleave_anew(partial(_pairs, core, settings.scaled(ROUND_TRIPS)), settings)
     measured, spread = ratio(times["base"], times["python"])
     yield Result("P17", "TCP 1 B, ping-pong by the SPI vs by the Python face", measured, 2.0, 2.0, False, spread)
     for above, below in (("one layer", "base"), ("two layers", "one layer")):
