@@ -22,7 +22,10 @@ from sharedsock.testing.observation import thread_facts
 from sharedsock.testing.runs import RUN_VARIABLE, begin_run, start_ticks
 from sharedsock.testing.stacks import enroll, withdraw
 
-LASTING = "import ctypes, signal; ctypes.CDLL(None).prctl(1, 9); signal.pause()"
+# Ends with whoever has started it, also with one that ended before it could ask for that.
+LASTING = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) and signal.pause()"
+)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -128,8 +131,10 @@ def test_reap_says_what_a_dead_run_left_and_ends_it_when_told(
         warden = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         warden.bind(str(elsewhere / "w"))
         (base / f"sharedsock-{'0' * 32}").mkdir(0o700)
-        left = subprocess.Popen([sys.executable, "-S", "-c", LASTING], env={RUN_VARIABLE: str(dead)})
-        other = subprocess.Popen([sys.executable, "-S", "-c", LASTING], env={RUN_VARIABLE: living.directory})
+        left = subprocess.Popen([sys.executable, "-S", "-c", LASTING, str(os.getpid())], env={RUN_VARIABLE: str(dead)})
+        other = subprocess.Popen(
+            [sys.executable, "-S", "-c", LASTING, str(os.getpid())], env={RUN_VARIABLE: living.directory}
+        )
         try:
             code, text = printed(capsys, "reap")
             assert code == 1
@@ -159,13 +164,14 @@ import os, signal, subprocess, sys
 from sharedsock.testing.runs import begin_run
 os.environ.pop("SHAREDSOCK_RUN")          # as a session does that was started within another run
 {begin}
-lasting = "import ctypes, signal; ctypes.CDLL(None).prctl(1, 9); signal.pause()"
-program = subprocess.Popen([sys.executable, "-S", "-c", lasting])
+lasting = {lasting!r}
+program = subprocess.Popen([sys.executable, "-S", "-c", lasting, str(os.getpid())])
+parent = os.getpid()
 fork = os.fork()
 if fork == 0:
-    import ctypes
-    ctypes.CDLL(None).prctl(1, 9)
-    signal.pause()
+    sys.argv[1:] = [str(parent)]
+    exec(lasting)
+    os._exit(0)
 print(program.pid, fork, flush=True)
 signal.pause()
 """
@@ -182,8 +188,8 @@ def test_reap_spares_a_run_within_the_dead_one_that_lives(
     dead = base / f"ss-run-{os.getpid()}-{(start_ticks(os.getpid()) or 0) + 1}-000000000000"
     dead.mkdir(0o700)
     environment = os.environ | {RUN_VARIABLE: str(dead)}
-    left = subprocess.Popen([sys.executable, "-S", "-c", LASTING], env=environment)
-    command = [sys.executable, "-c", INNER.format(begin=begin)]
+    left = subprocess.Popen([sys.executable, "-S", "-c", LASTING, str(os.getpid())], env=environment)
+    command = [sys.executable, "-c", INNER.format(begin=begin, lasting=LASTING)]
     inner = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert inner.stdout is not None

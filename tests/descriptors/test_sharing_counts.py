@@ -59,9 +59,7 @@ OPENINGS: Final[dict[str, Open]] = {
 @pytest.mark.fault("F-17", "F-18")
 @pytest.mark.rule("REF-1", "REF-2", "DUP-12", "DUP-13")
 @pytest.mark.parametrize("opening", OPENINGS)
-def test_each_kind_is_counted_to_its_end(
-    registry: ss.Registry, actors: Actors, opening: str, tmp_path: Path
-) -> None:
+def test_each_kind_is_counted_to_its_end(registry: ss.Registry, actors: Actors, opening: str, tmp_path: Path) -> None:
     """A descriptor here, one there, a ticket for a third: each goes by itself, and then nobody has the socket."""
     holder, target = actors.start("holder", "target")
     with OPENINGS[opening](tmp_path) as ours:

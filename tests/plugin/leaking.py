@@ -15,8 +15,11 @@ import pytest
 import sharedsock as ss
 
 kept = []
-# Ends with whoever has started it.
-LASTING = "import ctypes, signal; ctypes.CDLL(None).prctl(1, 9); signal.pause()"
+# Ends with whoever has started it, also with one that ended before it could ask for that.
+LASTING = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, 9); "
+    "os.getppid() == int(sys.argv[1]) and signal.pause()"
+)
 
 def keeper(number):
     pass
@@ -54,7 +57,10 @@ _BODIES: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
         ("threads",),
         ("stop = threading.Event()", "threading.Thread(target=stop.wait, daemon=True).start()  # HERE"),
     ),
-    "process": (("processes",), ("kept.append(subprocess.Popen([sys.executable, '-S', '-c', LASTING]))  # HERE",)),
+    "process": (
+        ("processes",),
+        ("kept.append(subprocess.Popen([sys.executable, '-S', '-c', LASTING, str(os.getpid())]))  # HERE",),
+    ),
 }
 KINDS_OF: Final = {name: kinds for name, (kinds, _) in _BODIES.items()}
 

@@ -95,8 +95,11 @@ MIXED = """
     def test_plain(tcp_listener):
         global made, child
         made = socket.socket()
-        lasting = "import ctypes, signal; ctypes.CDLL(None).prctl(1, 9); signal.pause()"
-        child = subprocess.Popen([sys.executable, "-S", "-c", lasting], pass_fds=[made.fileno()])
+        lasting = (
+            "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, 9); "
+            "os.getppid() == int(sys.argv[1]) and signal.pause()"
+        )
+        child = subprocess.Popen([sys.executable, "-S", "-c", lasting, str(os.getpid())], pass_fds=[made.fileno()])
 
     def test_shared(actors):
         global ours
