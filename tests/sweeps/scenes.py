@@ -183,10 +183,14 @@ def open_files() -> Counter[str]:
 
 def belongings(stage: Stage) -> dict[str, Any]:
     """Return what this process has, and what the registry counts for it, once no thread of ours is busy."""
-    table.flush_abandoned()
-    stage.registry.client.rest()  # what it keeps as long as its channel
-    if any(thread.name == service.NAME for thread in threading.enumerate()):
-        wait_until(lambda: service.NAME not in {thread.name for thread in threading.enumerate()}, "the service to end")
+
+    def is_at_rest() -> bool:
+        # Each time anew: a collection may be under way in the service, whose finds are held until its destructors end.
+        table.flush_abandoned()
+        stage.registry.client.rest()  # what it keeps as long as its channel
+        return service.NAME not in {thread.name for thread in threading.enumerate()}
+
+    wait_until(is_at_rest, "the service to end")
     return {
         "counted": stage.registry.client.sockets(),
         "files": open_files(),
