@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from sharedsock.testing.loaded import loaded
 from sharedsock.testing.origins import recordings
 
 if TYPE_CHECKING:
@@ -167,16 +167,16 @@ def _belongs_to_the_package(number: int, target: str) -> bool:
         return True
     if number in _of_multiprocessing()[0]:
         return True
-    kernel = sys.modules.get("sharedsock.kernel.numbers")
+    kernel = loaded("sharedsock.kernel.numbers")
     if kernel is not None and target.startswith("anon_inode:") and number in kernel.owned():
         return True
-    registry = sys.modules.get("sharedsock.registry.numbers")
+    registry = loaded("sharedsock.registry.numbers")
     return registry is not None and number in registry.noted_numbers()
 
 
 def _threads_of_the_package() -> set[threading.Thread | None]:
     """Return the thread that sharedsock keeps as long as its channel."""
-    service = sys.modules.get("sharedsock.descriptors.service")
+    service = loaded("sharedsock.descriptors.service")
     return set() if service is None else {service.kept_thread()}
 
 
@@ -192,8 +192,8 @@ def _of_multiprocessing() -> tuple[set[int], set[int]]:
     """Return the numbers and pids that multiprocessing keeps for the life of a process; there is no public name."""
     numbers: set[Any] = set()
     pids: set[Any] = set()
-    tracker = sys.modules.get("multiprocessing.resource_tracker")
-    server = sys.modules.get("multiprocessing.forkserver")
+    tracker = loaded("multiprocessing.resource_tracker")
+    server = loaded("multiprocessing.forkserver")
     if tracker is not None:
         numbers.add(tracker._resource_tracker._fd)
         pids.add(tracker._resource_tracker._pid)
@@ -237,7 +237,7 @@ def _is_known_place(place: str) -> bool:
 
 def _references(children: set[Child]) -> dict[tuple[Any, ...], Reference]:
     """Return what the connected registries count for this process and those below it."""
-    connect = sys.modules.get("sharedsock.registry.connect")
+    connect = loaded("sharedsock.registry.connect")
     if connect is None:
         return {}
     own = {os.getpid()} | {child.pid for child in children}

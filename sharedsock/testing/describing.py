@@ -25,6 +25,7 @@ from sharedsock.testing.findings import (
     ThreadLeak,
 )
 from sharedsock.testing.frames import plain_socket
+from sharedsock.testing.loaded import loaded
 from sharedsock.testing.observation import files
 from sharedsock.testing.origins import NOWHERE, Origin, Recording
 
@@ -85,7 +86,7 @@ def name_of(pid: int) -> str:
 
 def _own_descriptors() -> dict[int, Descriptor]:
     """Return this process's open SharedSockets by file number."""
-    table = sys.modules.get("sharedsock.descriptors.table")
+    table = loaded("sharedsock.descriptors.table")
     if table is None:
         return {}
     return {descriptor.kernel.number: descriptor for descriptor in table.open_descriptors()}
@@ -135,7 +136,7 @@ _FAMILIES: Final = {int(family) for family in socket.AddressFamily}
 
 
 def _holders(registry: str, socket_id: Any) -> tuple[Holding, ...]:
-    connect = sys.modules.get("sharedsock.registry.connect")
+    connect = loaded("sharedsock.registry.connect")
     assert connect is not None  # a reference was found through it
     rows: list[Holding] = []
     with suppress(OSError):

@@ -16,12 +16,13 @@ import os
 import re
 import select
 import signal
-import sys
 import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
+
+from sharedsock.testing.loaded import loaded
 
 __all__ = ["Look", "enroll", "look_at", "note_doing", "number_in", "withdraw"]
 
@@ -98,7 +99,7 @@ def _knowledge() -> dict[str, Any]:
 
 def _pending() -> list[dict[str, Any]]:
     """Return what waits on shared sockets; this process may hold any lock, so nothing here takes one."""
-    table = sys.modules.get("sharedsock.descriptors.table")
+    table = loaded("sharedsock.descriptors.table")
     if table is None:
         return []
     from sharedsock.kernel.operations import pending

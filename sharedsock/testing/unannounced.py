@@ -17,6 +17,8 @@ from collections.abc import Callable
 from types import FrameType, ModuleType
 from typing import Any, Final
 
+from sharedsock.testing.loaded import loaded
+
 __all__ = ["listen", "stop_listening"]
 
 _OF_NUMBERS: Final = "pipe pipe2 dup dup2 openpty posix_openpt eventfd memfd_create pidfd_open timerfd_create".split(
@@ -37,7 +39,7 @@ def listen(tell_number: _Tell, tell_process: _Tell) -> None:
     for name in _OF_NUMBERS:
         _stand_in(os, name, lambda original: _telling_numbers(original, tell_number))
     _stand_in(_PlainSocket, "detach", lambda original: _telling_numbers(original, tell_number))
-    processes: ModuleType | None = sys.modules.get(_OF_PROCESSES)
+    processes: ModuleType | None = loaded(_OF_PROCESSES)
     if processes is not None:  # importing it takes longer than most tests, and who starts one has imported it
         _stand_in(processes.BaseProcess, "start", lambda original: _telling_start(original, tell_process))
 
