@@ -226,8 +226,14 @@ def oracle(request: pytest.FixtureRequest) -> Iterator[None]:
 
     if _is_soon(is_clean, THREAD_END_BOUND_S):  # the service thread ends with the channel that has just been given up
         return
-    gc.collect()  # a caught error and its traceback are a cycle, which may hold the last frame of a closed descriptor
-    if not _is_soon(is_clean, RESIDUE_BOUND_S):
+
+    def is_clean_but_for_cycles() -> bool:
+        # A caught error and its traceback are one, which may hold the last frame of a closed descriptor; and a thread
+        # that is not yet at its end may be in it, so each time anew.
+        gc.collect()
+        return is_clean()
+
+    if not _is_soon(is_clean_but_for_cycles, RESIDUE_BOUND_S):
         pytest.fail(f"{request.node.nodeid} leaves behind:\n  " + "\n  ".join(residue), pytrace=False)
 
 

@@ -14,7 +14,6 @@ import socket
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
@@ -35,7 +34,7 @@ from sharedsock.model.winsock import (
 from sharedsock.sharedsocket import SharedSocket
 from sharedsock.spi import Provider, WSAError
 from sharedsock.spi.buffers import checked_buffers, fill
-from sharedsock.spi.errors import translated
+from sharedsock.spi.errors import outcome_of, translated
 from sharedsock.spi.overlapped import abandon, begin, complete, result
 
 if TYPE_CHECKING:
@@ -359,12 +358,9 @@ class Bottom(Provider):
 
 def _outcome(operation: Operation[Any], views: list[memoryview] | None) -> tuple[int, int, Any]:
     """Return (error, bytes, sender's address) of an operation that has ended."""
-    try:
-        value = operation.result()
-    except CancelledError:
-        return WSA_OPERATION_ABORTED, 0, None
-    except OSError as error:
-        return translated(error).winerror, operation.bytes_transferred, None
+    error, value = outcome_of(operation)
+    if error:
+        return error, operation.bytes_transferred, None
     if views is None:
         return 0, operation.bytes_transferred, None
     data, address = value if isinstance(value, tuple) else (value, None)

@@ -10,7 +10,6 @@ I/O".
 from __future__ import annotations
 
 import socket
-from concurrent.futures import CancelledError
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,7 +25,7 @@ from sharedsock.model.winsock import (
 )
 from sharedsock.spi.base_sockets import BaseSockets, Opened
 from sharedsock.spi.buffers import SEND_FLAGS, checked_buffers, fill, kernel_flags, receive_flags, with_address
-from sharedsock.spi.errors import WSAError, speaks_winsock, translated
+from sharedsock.spi.errors import WSAError, outcome_of, speaks_winsock, translated
 from sharedsock.spi.overlapped import WSAOVERLAPPED, abandon, begin, complete, result
 
 if TYPE_CHECKING:
@@ -64,12 +63,9 @@ class _Request:
 
     def outcome(self, operation: Operation[Any]) -> tuple[int, int, Any]:
         """Return (error, bytes, sender's address) of an operation that has ended."""
-        try:
-            value = operation.result()
-        except CancelledError:
-            return WSA_OPERATION_ABORTED, 0, None
-        except OSError as error:
-            return translated(error).winerror, 0, None
+        error, value = outcome_of(operation)
+        if error:
+            return error, 0, None
         if self.views is None:
             return 0, operation.bytes_transferred, None
         data, address = value if isinstance(value, tuple) else (value, None)

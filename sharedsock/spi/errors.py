@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import errno
 import socket
+from concurrent.futures import CancelledError
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 from sharedsock.model.errors import SharedSocketError, with_winerror, wsa_errno, wsa_meaning
-from sharedsock.model.winsock import WSAEFAULT, WSAEINVAL, WSAETIMEDOUT, WSAEWOULDBLOCK
+from sharedsock.model.winsock import WSA_OPERATION_ABORTED, WSAEFAULT, WSAEINVAL, WSAETIMEDOUT, WSAEWOULDBLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["WSAError", "speaks_winsock", "translated"]
+    from sharedsock.descriptors.overlapped import Operation
+
+__all__ = ["WSAError", "outcome_of", "speaks_winsock", "translated"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +67,21 @@ def translated(error: OSError) -> WSAError:
     facts = {name: getattr(error, name) for name in _FACTS if hasattr(error, name)}
     code = vars(with_winerror(error)).get("winerror", WSAEINVAL)
     return WSAError(code, error.strerror or str(error), **facts)
+
+
+def outcome_of(operation: Operation[R]) -> tuple[int, R | None]:
+    """Return (error, value) of an operation below that has ended.
+
+    It asks for the exception and has it not raised: with a traceback, whose frames have the operation, it would be a
+    cycle, and keep what a closed descriptor leaves until the collector comes.
+    """
+    try:
+        failure = operation.exception()
+    except CancelledError:
+        return WSA_OPERATION_ABORTED, None
+    if isinstance(failure, OSError):
+        return translated(failure).winerror, None
+    return 0, operation.result()
 
 
 def speaks_winsock(call: Callable[P, R]) -> Callable[P, R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import threading
@@ -23,6 +24,8 @@ from sharedsock.model.winsock import (
 )
 from sharedsock.spi import WSAOVERLAPPED, UpcallTable
 from sharedsock.testing import Actors
+from sharedsock.testing.observation import files
+from tests.descriptors.sharers import wait_until
 from tests.spi.parties import Entries, Running, code_of, fill, recv, take
 
 DLL = UpcallTable()
@@ -283,6 +286,21 @@ def test_a_pending_receive_makes_no_reset_of_the_last_close(entries: Entries) ->
         spi.WSPCloseSocket(s)
         assert far.recv(64) == b"words"
         assert far.recv(64) == b""
+
+
+@pytest.mark.fault("I6")
+def test_an_aborted_request_leaves_no_number_to_the_collector(entries: Entries, event: int) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = files(os.getpid())
+        with entries.connected() as (s, _):
+            assert code_of(spi.WSPRecv, s, [bytearray(1)], 0, WSAOVERLAPPED(event)) == 997
+            spi.WSPCloseSocket(s)
+            assert spi.WSAWaitForMultipleEvents([event], dwTimeout=BOUND_MS) == 0
+        wait_until(lambda: files(os.getpid()) == before, "the service to end, and what it had in hand to go")
+    finally:
+        gc.enable()
 
 
 def test_a_cut_message_is_10040_with_its_beginning(entries: Entries) -> None:
