@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
-__all__ = ["stop_helpers"]
+import pytest
+
+__all__ = ["light_children_with", "stop_helpers"]
 
 
 def stop_helpers() -> None:
@@ -25,3 +30,14 @@ def stop_helpers() -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         helper._stop()
+
+
+@contextmanager
+def light_children_with(module: str) -> Iterator[None]:
+    """Have spawned children import no main program, which is pytest, and the fork server one module; end it after."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([module])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["__main__"], "__spec__", None)
+        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
+        yield
+    stop_helpers()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
+import socket
 from collections.abc import Iterator
 
 import pytest
 
 import sharedsock as ss
-from sharedsock.testing import Actors
-from tests.stdlib_helpers import stop_helpers
+from sharedsock.testing import Actor, Actors
+from tests.descriptors.sharers import BOUND_S
+from tests.stdlib_helpers import light_children_with
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +28,24 @@ def actors(registry: ss.Registry) -> Iterator[Actors]:
 
 
 @pytest.fixture(scope="module")
+def company() -> Iterator[tuple[Actor, Actor]]:
+    """Two actors for the module."""
+    with Actors("fork") as actors:
+        a, b = actors.start("A", "B")
+        yield a, b
+
+
+@pytest.fixture
+def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
+    """A SharedSocket and its peer, a plain socket."""
+    left, peer = socket.socketpair()
+    peer.settimeout(BOUND_S)
+    with peer, ss.adopt(left) as ours:
+        yield ours, peer
+
+
+@pytest.fixture(scope="module")
 def light_children(registry: ss.Registry) -> Iterator[None]:
-    """A spawned child imports the main program anew, which is pytest: have it import none. One fork server for all."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.descriptors.launched"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["__main__"], "__spec__", None)
-        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    """Children that start fast, however they are started."""
+    with light_children_with("tests.descriptors.launched"):
         yield
-    stop_helpers()

@@ -25,10 +25,18 @@ import sharedsock as ss
 from sharedsock.model import trace
 from sharedsock.registry import connect, runtime, server
 from sharedsock.registry.serving import RegistryServer
+from sharedsock.testing import Actor
 from sharedsock.testing.commands import Belongings
 
 BOUND_S: Final = 60.0
 _SO_COOKIE: Final = 57
+
+
+def give(shared: ss.SharedSocket, *actors: Actor) -> None:
+    """Give a socket to actors, and our own reference up."""
+    for actor in actors:
+        actor.do("take", shared.share(actor.pid))
+    shared.close()
 
 
 def cookie_of(shared: socket.socket) -> bytes:

@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
@@ -22,18 +22,11 @@ import pytest
 import sharedsock as ss
 from sharedsock.descriptors import closing, descriptor, lingering, naming, options, table
 from sharedsock.model import trace
-from sharedsock.testing import Actor, Actors, Raised, Returned
+from sharedsock.testing import Actor, Raised, Returned
 from sharedsock.testing.observation import thread_facts
 from tests.descriptors import kinds
 
 NOT_A_SOCKET = Raised("NotASocket", 10038, 9)
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 import sharedsock as ss
 from sharedsock.testing import Aborted, Accepted, Actor, Actors, Pending, Returned
 from tests.descriptors import kinds
+from tests.descriptors.sharers import give
 
 ON = "socket"
 
@@ -28,13 +29,6 @@ def company(request: pytest.FixtureRequest) -> Iterator[tuple[Actor, Actor]]:
     with Actors("fork", is_watched=request.param) as actors:
         a, b = actors.start("A", "B")
         yield a, b
-
-
-def hand_over(shared: ss.SharedSocket, *actors: Actor) -> None:
-    """Give a socket to actors, and our own reference up."""
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid), on=ON)
-    shared.close()
 
 
 def close_under(actor: Actor, other: Actor, blocked: Pending, bounds: Any, how: str = "close") -> None:
@@ -67,7 +61,7 @@ def test_a_close_ends_this_process_s_receive_and_no_other_s(
 ) -> None:
     a, b = company
     with kinds.pair_of(kind) as pair:
-        hand_over(pair.local, a, b)
+        give(pair.local, a, b)
         ours = a.thread("caller").do("call_with", kinds.receive_by, call, ON)
         theirs = b.thread("caller").do("call_with", kinds.receive_by, call, ON)
         close_under(a, b, ours, bounds, how_to_close(call))
@@ -93,7 +87,7 @@ def test_a_close_ends_this_process_s_send_and_no_other_s(
     a, b = company
     with kinds.pair_of(kind, send_buffer=8192, receive_buffer=4096) as pair:
         queued = kinds.fill(pair.local)
-        hand_over(pair.local, a, b)
+        give(pair.local, a, b)
         ours = a.thread("caller").do("call_with", kinds.send_by, call, b"aa", ON)
         theirs = b.thread("caller").do("call_with", kinds.send_by, call, b"bb", ON)
         close_under(a, b, ours, bounds, how_to_close(call))
@@ -113,7 +107,7 @@ def test_a_close_ends_this_process_s_accept_and_takes_no_client(
     with kinds.listener_of(kind) as listener:
         address = listener.getsockname()
         family = listener.family
-        hand_over(listener, a, b)
+        give(listener, a, b)
         ours = a.thread("caller").accept(on=ON)
         theirs = b.thread("caller").accept(on=ON, into="client")
         close_under(a, b, ours, bounds)
@@ -135,7 +129,7 @@ def test_a_close_ends_this_process_s_connect_and_the_attempt_belongs_to_the_sock
     a, b = company
     with kinds.full_door("tcp4") as door, ss.SharedSocket(socket.AF_INET, socket.SOCK_STREAM) as local:
         address = door.getsockname()
-        hand_over(local, a, b)
+        give(local, a, b)
         ours = a.thread("caller").do("call_with", kinds.connect_to, address, ON)
         a.wait_until_blocked("caller")
         theirs = b.thread("caller").do("call_with", kinds.connect_to, address, ON)
@@ -158,7 +152,7 @@ def _is_connecting(inode: int) -> bool:
 def test_a_close_ends_a_connect_to_a_full_unix_backlog(company: tuple[Actor, Actor], bounds: Any) -> None:
     a, b = company
     with kinds.full_door("unix-stream") as door, ss.SharedSocket(socket.AF_UNIX, socket.SOCK_STREAM) as local:
-        hand_over(local, a, b)
+        give(local, a, b)
         ours = a.thread("caller").do("call_with", kinds.connect_to, door.getsockname(), ON)
         theirs = b.thread("caller").do("call_with", kinds.connect_to, door.getsockname(), ON)
         a.wait_until_blocked("caller")
@@ -184,7 +178,7 @@ def test_a_close_ends_this_process_s_sendto_and_no_other_s(company: tuple[Actor,
         with ss.SharedSocket(socket.AF_UNIX, socket.SOCK_DGRAM) as local:
             local.connect(path)
             queued = kinds.fill(local)
-            hand_over(local, a, b)
+            give(local, a, b)
         ours = a.thread("caller").do("call_with", kinds.attribute_of, "sendto", ON, b"aa", path)
         theirs = b.thread("caller").do("call_with", kinds.attribute_of, "sendto", ON, b"bb", path)
         close_under(a, b, ours, bounds)

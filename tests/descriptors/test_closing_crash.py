@@ -23,14 +23,9 @@ from sharedsock.registry.client import Client
 from sharedsock.testing import Actor, Actors, Returned
 from sharedsock.testing.observation import socket_inodes
 from tests.descriptors import kinds
+from tests.descriptors.sharers import give
 
 LONG_S = 30  # no test waits for it
-
-
-def give(shared: ss.SharedSocket, *actors: Actor) -> None:
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid))
-    shared.close()
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> float:

@@ -15,15 +15,9 @@ import pytest
 
 import sharedsock as ss
 from sharedsock.descriptors import naming
-from sharedsock.testing import Accepted, Actor, Actors
+from sharedsock.testing import Accepted, Actor
 from tests.descriptors import kinds
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
+from tests.descriptors.sharers import give
 
 
 @pytest.fixture
@@ -31,12 +25,6 @@ def directory() -> Iterator[Path]:
     """A short path: tmp_path may be longer than a Unix name can be."""
     with tempfile.TemporaryDirectory() as name:
         yield Path(name)
-
-
-def give(shared: ss.SharedSocket, *actors: Actor) -> None:
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid))
-    shared.close()
 
 
 def is_refused(address: object, family: int = socket.AF_INET) -> bool:

@@ -13,7 +13,6 @@ import resource
 import select
 import tempfile
 import threading
-from collections.abc import Iterator
 from time import process_time
 from typing import Any
 
@@ -21,25 +20,13 @@ import pytest
 
 import sharedsock as ss
 from sharedsock.descriptors import transfer
-from sharedsock.testing import Aborted, Accepted, Actor, Actors, Pending, Received, Returned
+from sharedsock.testing import Aborted, Accepted, Actor, Pending, Received, Returned
 from sharedsock.testing.commands import Belongings
 from sharedsock.testing.observation import files
 from tests.descriptors import kinds
+from tests.descriptors.sharers import give
 
 RECEIVING = ["tcp4", "unix-stream", "udp4", "unix-dgram"]
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
-
-
-def give(shared: ss.SharedSocket, *actors: Actor) -> None:
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid))
-    shared.close()
 
 
 # -- F-39, F-41: data, or a client, and the close in one instant ----------------------------------------------------

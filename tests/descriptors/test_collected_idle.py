@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import warnings
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,13 +20,6 @@ from sharedsock.descriptors import service, table
 from sharedsock.testing import Actor, Actors
 from sharedsock.testing.commands import Belongings
 from tests.descriptors.sharers import BOUND_S, Running, wait_end_of, wait_until
-
-
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
 
 
 def _lose(has: Belongings) -> None:

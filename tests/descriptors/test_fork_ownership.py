@@ -10,7 +10,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -101,13 +101,6 @@ def use_of_ones_own() -> str:
     assert right.recv(1) == b""
     right.close()
     return "well"
-
-
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
 
 
 # -- F-86: what is inherited ------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import socket
 import struct
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -30,13 +30,6 @@ from tests.descriptors.sharers import (
 )
 
 TAKE_POINTS = ("take.sent", "take.received", "take.wrapped", "take.acked")
-
-
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
 
 
 # -- F-29: no room ----------------------------------------------------------------------------------------------------

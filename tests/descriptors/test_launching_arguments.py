@@ -7,7 +7,7 @@ import functools
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 
 import pytest
@@ -18,7 +18,6 @@ from sharedsock.testing import Actors
 from sharedsock.testing.commands import Belongings
 from sharedsock.testing.faults import ActorProbe, Fault, Kill
 from tests.descriptors.launched import (
-    JOIN_S,
     Bag,
     Child,
     Fatal,
@@ -44,14 +43,6 @@ pytestmark = pytest.mark.usefixtures("light_children")
 
 METHODS: Final = ("fork", "forkserver", "spawn")
 PICKLED: Final = ("forkserver", "spawn")
-
-
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    peer.settimeout(JOIN_S)
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
 
 
 PLACES: Final[dict[str, Callable[[ss.SharedSocket], dict[str, Any]]]] = {

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 
 import sharedsock as ss
 from tests.descriptors.launched import (
-    JOIN_S,
     context_of,
     finish,
     in_pool,
@@ -25,14 +23,6 @@ from tests.descriptors.sharers import wait_end_of
 pytestmark = pytest.mark.usefixtures("light_children")
 
 METHODS: Final = ("fork", "forkserver", "spawn")
-
-
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    peer.settimeout(JOIN_S)
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
 
 
 @pytest.mark.rule("DUP-2", "DUP-12")

@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import types
-from collections.abc import Iterator
 from time import monotonic
 from typing import Any, Final
 
@@ -20,21 +19,13 @@ import sharedsock as ss
 from sharedsock.descriptors import launching, sharing
 from sharedsock.testing import Actors, Raised
 from sharedsock.testing.commands import Belongings
-from tests.descriptors.launched import JOIN_S, context_of, say_and_wait
+from tests.descriptors.launched import context_of, say_and_wait
 from tests.descriptors.sharers import skewed_registry, wait_end_of, wait_until
 from tests.sweeps.interrupting import Interrupter
 
 pytestmark = pytest.mark.usefixtures("light_children")
 
 METHODS: Final = ("fork", "forkserver", "spawn")
-
-
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    peer.settimeout(JOIN_S)
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
 
 
 def _launch(has: Belongings, method: str, target: Any = say_and_wait) -> int:

@@ -8,30 +8,16 @@ from __future__ import annotations
 import select
 import socket
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-import sharedsock as ss
 from sharedsock.descriptors import lingering
-from sharedsock.testing import Actor, Actors
+from sharedsock.testing import Actor
 from tests.descriptors import kinds
+from tests.descriptors.sharers import give
 
 TWO_MIB = 2 << 20
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
-
-
-def give(shared: ss.SharedSocket, *actors: Actor) -> None:
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid))
-    shared.close()
 
 
 @pytest.mark.fault("F-64")

@@ -15,7 +15,6 @@ from typing import Any, Final
 
 import pytest
 
-import sharedsock as ss
 from sharedsock.registry.client import Client
 from sharedsock.registry.connect import RegistryHandle
 from sharedsock.registry.custody import DRAIN_S
@@ -23,18 +22,12 @@ from sharedsock.registry.records import Limits
 from sharedsock.testing import Actor, Actors, Raised, Returned
 from sharedsock.testing.observation import tcp_sockets
 from tests.descriptors import kinds
-from tests.descriptors.sharers import Clocks, skewed_registry, wait_until
+from tests.descriptors.sharers import Clocks, give, skewed_registry, wait_until
 
 QUEUED: Final = 1 << 18
 REFUSED: Final = Raised("BlockingIOError", 10035, errno.EAGAIN)
 LONG_S: Final = 30  # no test waits for it
 CLOSE_WAIT_S: Final = Limits().close_wait_s
-
-
-def give(shared: ss.SharedSocket, *actors: Actor) -> None:
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid))
-    shared.close()
 
 
 def reached(actor: Actor, kind: str) -> bool:

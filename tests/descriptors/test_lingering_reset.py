@@ -6,28 +6,15 @@ Source: LPWSPCLOSESOCKET, Remarks, the table; "Multiple Handles to a Single Sock
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import sharedsock as ss
-from sharedsock.testing import Actor, Actors
+from sharedsock.testing import Actor
 from sharedsock.testing.observation import tcp_sockets
 from tests.descriptors import kinds
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
-
-
-def give(shared: ss.SharedSocket, *actors: Actor) -> None:
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid))
-    shared.close()
+from tests.descriptors.sharers import give
 
 
 @pytest.mark.fault("F-62", "F-66", "F-68")

@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Iterator
 from time import monotonic
 from typing import Any
 
@@ -18,26 +17,14 @@ import pytest
 
 import sharedsock as ss
 from sharedsock.descriptors import closing, lingering
-from sharedsock.testing import Aborted, Actor, Actors, Raised, Returned
+from sharedsock.testing import Aborted, Actor, Raised, Returned
 from sharedsock.testing.observation import thread_facts
 from tests.descriptors import kinds
+from tests.descriptors.sharers import give
 
 SHORT_S = 0.2
 LONG_S = 30  # no test waits for it
 QUEUED = 1 << 18
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
-
-
-def give(shared: ss.SharedSocket, *actors: Actor) -> None:
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid))
-    shared.close()
 
 
 def set_short_linger(shared: ss.SharedSocket, linger_s: float = SHORT_S) -> None:

@@ -8,22 +8,14 @@ from __future__ import annotations
 import array
 import socket
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import sharedsock as ss
-from sharedsock.testing import Actor, Actors
+from sharedsock.testing import Actor
 from sharedsock.testing.commands import Belongings
 from tests.descriptors import kinds
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
 
 
 def winerror_of(call: Any, *arguments: Any) -> int:

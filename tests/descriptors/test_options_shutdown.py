@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import sharedsock as ss
-from sharedsock.testing import Actor, Actors, Raised, Received
+from sharedsock.testing import Actor, Raised, Received
 from tests.descriptors import kinds
 
 STREAMS = ("tcp4", "tcp6", "unix-stream")
 ALL = (*kinds.STREAM_KINDS, *kinds.DATAGRAM_KINDS)
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
 
 
 def winerror_of(call: Any, *arguments: Any) -> int:

@@ -22,28 +22,15 @@ from sharedsock.testing import Aborted, Actor, Actors, Raised
 from sharedsock.testing.observation import thread_facts
 from tests.descriptors import kinds, requests, sharers
 from tests.descriptors.requests import PATIENCE_S, error_of
+from tests.descriptors.sharers import give
 
 ON = "socket"
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
 
 
 @pytest.fixture
 def pair() -> Iterator[kinds.Pair]:
     with kinds.pair_of("tcp4") as pair:
         yield pair
-
-
-def hand_over(shared: ss.SharedSocket, *actors: Actor) -> None:
-    """Give a socket to actors, and our own reference up."""
-    for actor in actors:
-        actor.do("take", shared.share(actor.pid), on=ON)
-    shared.close()
 
 
 def begin_in_both(a: Actor, b: Actor, call: str, *arguments: Any) -> None:
@@ -68,7 +55,7 @@ def test_a_close_ends_this_process_s_overlapped_receive_and_no_other_s(
 ) -> None:
     a, b = company
     with kinds.pair_of(kind) as pair:
-        hand_over(pair.local, a, b)
+        give(pair.local, a, b)
         begin_in_both(a, b, call, 16)
         close_in(a, bounds)
         assert a.thread("main").do("call_with", requests.result_of, "it").outcome() == Aborted(995)
@@ -90,7 +77,7 @@ def test_a_close_ends_this_process_s_overlapped_send_and_no_other_s(
     a, b = company
     with kinds.pair_of(kind, send_buffer=8192, receive_buffer=4096) as pair:
         queued = kinds.fill(pair.local)
-        hand_over(pair.local, a, b)
+        give(pair.local, a, b)
         for actor, data in ((a, b"aa"), (b, b"bb")):
             assert not actor.do("call_with", requests.begin, "it", call, data, on=ON)
         close_in(a, bounds)
@@ -106,7 +93,7 @@ def test_a_close_ends_this_process_s_overlapped_send_and_no_other_s(
 def test_the_bytes_of_an_aborted_send_are_reported_and_arrive(company: tuple[Actor, Actor], bounds: Any) -> None:
     a, b = company
     with kinds.pair_of("tcp4", send_buffer=8192, receive_buffer=4096) as pair:
-        hand_over(pair.local, a, b)
+        give(pair.local, a, b)
         data = bytes(range(256)) * 4096
         assert not a.do("call_with", requests.begin, "it", "sendall", data, on=ON)
         close_in(a, bounds)
@@ -128,7 +115,7 @@ def test_a_close_ends_this_process_s_overlapped_accept_and_takes_no_client(
     a, b = company
     with kinds.listener_of(kind) as listener:
         address, family = listener.getsockname(), listener.family
-        hand_over(listener, a, b)
+        give(listener, a, b)
         begin_in_both(a, b, "accept")
         close_in(a, bounds)
         assert a.thread("main").do("call_with", requests.result_of, "it").outcome() == Aborted(995)
@@ -149,7 +136,7 @@ def test_a_close_ends_this_process_s_overlapped_connect(kind: str, company: tupl
     a, b = company
     family = socket.AF_INET if kind == "tcp4" else socket.AF_UNIX
     with kinds.full_door(kind) as door, ss.SharedSocket(family, socket.SOCK_STREAM) as local:
-        hand_over(local, a, b)
+        give(local, a, b)
         begin_in_both(a, b, "connect", door.getsockname())
         close_in(a, bounds)
         assert a.thread("main").do("call_with", requests.result_of, "it").outcome() == Aborted(995)
@@ -163,7 +150,7 @@ def test_the_death_of_a_process_ends_no_other_process_s_request(company: tuple[A
     a, _ = company
     with kinds.pair_of("tcp4") as pair, Actors("fork") as others:
         (doomed,) = others.start("doomed")
-        hand_over(pair.local, a, doomed)
+        give(pair.local, a, doomed)
         begin_in_both(a, doomed, "recv", 16)
         doomed.kill()
         assert not a.do("call_with", requests.is_done, "it")
@@ -177,7 +164,7 @@ def test_a_last_close_with_an_outstanding_receive_is_graceful(company: tuple[Act
     """Windows may reset here; LINGER-2 is what is documented: queued data, then FIN."""
     a, _ = company
     with kinds.pair_of("tcp4") as pair:
-        hand_over(pair.local, a)
+        give(pair.local, a)
         a.sendall(b"last words", on=ON)
         assert not a.do("call_with", requests.begin, "it", "recv", 16, on=ON)
         close_in(a, bounds)
@@ -190,7 +177,7 @@ def test_a_last_close_with_an_outstanding_receive_is_graceful(company: tuple[Act
 def test_what_is_begun_after_the_close_is_not_started(company: tuple[Actor, Actor]) -> None:
     a, _ = company
     with kinds.pair_of("tcp4") as pair:
-        hand_over(pair.local, a)
+        give(pair.local, a)
         a.close(on=ON)
         begun = a.thread("main").do("call_with", requests.begin, "it", "recv", 16, on=ON)
         assert begun.outcome() == Raised("NotASocket", 10038, 9)

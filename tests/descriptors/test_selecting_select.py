@@ -18,19 +18,12 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
-from sharedsock.testing import Aborted, Actor, Actors, Raised, Returned
+from sharedsock.testing import Aborted, Actor, Raised, Returned
 from sharedsock.testing.commands import Belongings
 from tests.descriptors import kinds
 from tests.kernel.stage import wait_blocked
 
 ON = "socket"
-
-
-@pytest.fixture(scope="module")
-def company() -> Iterator[tuple[Actor, Actor]]:
-    with Actors("fork") as actors:
-        a, b = actors.start("A", "B")
-        yield a, b
 
 
 @pytest.fixture

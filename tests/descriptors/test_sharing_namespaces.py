@@ -20,7 +20,7 @@ from typing import Any, Final
 import pytest
 
 import sharedsock as ss
-from tests.descriptors.launched import JOIN_S, context_of, run, say
+from tests.descriptors.launched import context_of, run, say
 from tests.descriptors.sharers import wait_end_of, wait_until
 
 _CLONE_NEWPID: Final = 0x20000000
@@ -75,14 +75,6 @@ def _found_a_namespace(body: Body, far: Connection[Any, Any], told: int) -> None
         traceback.print_exc()
     finally:
         os._exit(code)
-
-
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    peer.settimeout(JOIN_S)
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
 
 
 def _redeem_and_use(far: Any) -> None:

@@ -20,13 +20,6 @@ BEFORE_SENDING = "before the descriptor is sent"
 WHILE_REGISTERING = "while the socket is registered"
 
 
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
-
-
 @contextmanager
 def held_at(place: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pause]:
     """Hold the sharing thread at a point, or where it has all it needs and the message is not made yet."""

@@ -31,31 +31,14 @@ from sharedsock.registry.client import Client
 from sharedsock.registry.page import CommonState
 from tests.registry.double import (
     Script,
-    end_registry,
     facts,
     facts_of,
     in_child,
     open_numbers,
-    shared_socket,
     ticket,
-    tree,
 )
 
 ONE, TWO, THREE = DescriptorId(1), DescriptorId(2), DescriptorId(3)
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    with tree(monkeypatch):
-        yield connect.default_client()
-
-
-@pytest.fixture
-def pair(client: Client) -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, peer, _ = shared_socket(client)
-    with ours, peer:
-        yield ours, peer
-    end_registry(client)
 
 
 @pytest.fixture(autouse=True)

@@ -18,38 +18,21 @@ from sharedsock.model.errors import (
     RegistryGone,
 )
 from sharedsock.model.identity import DescriptorId
-from sharedsock.registry import connect, launch, runtime
+from sharedsock.registry import launch, runtime
 from sharedsock.registry.client import Client
 from tests.registry.double import (
     T_DEAD_S,
     T_EXIT_S,
     Script,
-    end_registry,
     facts,
     facts_of,
     open_numbers,
     registries,
-    shared_socket,
     ticket,
-    tree,
     wait_ended,
 )
 
 ONE, TWO, THREE = DescriptorId(1), DescriptorId(2), DescriptorId(3)
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    with tree(monkeypatch):
-        yield connect.default_client()
-
-
-@pytest.fixture
-def pair(client: Client) -> Iterator[tuple[socket.socket, socket.socket]]:
-    ours, peer, _ = shared_socket(client)
-    with ours, peer:
-        yield ours, peer
-    end_registry(client)
 
 
 @pytest.fixture(autouse=True)

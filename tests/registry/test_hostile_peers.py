@@ -44,12 +44,6 @@ def registry(make: Callable[..., Stepped]) -> Stepped:
     return make()
 
 
-@pytest.fixture
-def ours() -> Iterator[socket.socket]:
-    with socket.socket() as made:
-        yield made
-
-
 def snapshot(registry: Stepped) -> tuple[object, ...]:
     return registry.ledger.sockets(), registry.ledger.counts(), len(registry.server.custody)
 

@@ -11,13 +11,7 @@ from sharedsock.model.identity import DescriptorId, HolderId, SocketFacts
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.page import CommonState
 from sharedsock.registry.records import Limits, ShowCommon
-from tests.registry.ledger_cast import OTHER, SECRET, A, B, C, P, Q, R, S, T, close, facts, issue, one, with_one
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    """A ledger in which A has descriptor 1 on S."""
-    return with_one()
+from tests.registry.ledger_cast import OTHER, SECRET, A, B, C, P, Q, R, S, T, close, facts, issue, one
 
 
 @pytest.mark.rule("REF-1")

@@ -11,13 +11,7 @@ from sharedsock.model.errors import (
 from sharedsock.model.identity import ProcessId
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.records import ReleaseCustody
-from tests.registry.ledger_cast import OTHER, SECRET, A, B, C, P, Q, R, S, facts, issue, one, with_one
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    """A ledger in which A has descriptor 1 on S."""
-    return with_one()
+from tests.registry.ledger_cast import OTHER, SECRET, A, B, C, P, Q, R, S, facts, issue, one
 
 
 def test_bind_stops_the_clock_and_names_the_target(ledger: Ledger) -> None:

@@ -12,13 +12,7 @@ from sharedsock.model.identity import DescriptorId, HolderId
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.page import CommonState
 from sharedsock.registry.records import Answer
-from tests.registry.ledger_cast import A, B, C, P, Q, S, facts, one, with_one
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    """A ledger in which A has descriptor 1 on S."""
-    return with_one()
+from tests.registry.ledger_cast import A, B, C, P, Q, S, facts, one
 
 
 @pytest.mark.rule("REF-2")

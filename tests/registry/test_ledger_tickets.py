@@ -17,13 +17,7 @@ from sharedsock.model.errors import (
 from sharedsock.model.identity import DescriptorId, HolderId, ProcessId
 from sharedsock.registry.ledger import Ledger
 from sharedsock.registry.records import Limits, ReleaseCustody
-from tests.registry.ledger_cast import OTHER, SECRET, A, B, C, P, Q, R, S, T, facts, issue, one, with_one
-
-
-@pytest.fixture
-def ledger() -> Ledger:
-    """A ledger in which A has descriptor 1 on S."""
-    return with_one()
+from tests.registry.ledger_cast import OTHER, SECRET, A, B, C, P, Q, R, S, T, facts, issue, one
 
 
 @pytest.mark.rule("DUP-1", "DUP-2", "DUP-12")

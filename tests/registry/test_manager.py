@@ -25,12 +25,6 @@ AUTHKEY = b"any length will do"
 
 
 @pytest.fixture
-def ours() -> Iterator[socket.socket]:
-    with socket.socket() as made:
-        yield made
-
-
-@pytest.fixture
 def started(tmp_path: Path) -> Iterator[RegistryManager]:
     manager = RegistryManager(str(tmp_path / "r"), AUTHKEY)
     with manager:

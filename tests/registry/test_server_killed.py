@@ -32,12 +32,6 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Running]]:
         one.close()
 
 
-@pytest.fixture
-def ours() -> Iterator[socket.socket]:
-    with socket.socket() as made:
-        yield made
-
-
 KILL_AT = """
 import os, signal
 left = {hits}

@@ -50,12 +50,6 @@ def registry(run: Callable[..., Running]) -> Running:
     return run()
 
 
-@pytest.fixture
-def ours() -> Iterator[socket.socket]:
-    with socket.socket() as made:
-        yield made
-
-
 @pytest.mark.fault("S-01", "S-02", "S-03", "S-06")
 def test_its_files_are_ours_alone(registry: Running) -> None:
     directory = os.lstat(registry.path)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 from collections.abc import Iterator
 
 import pytest
 
 import sharedsock as ss
-from tests.stdlib_helpers import stop_helpers
+from tests.stdlib_helpers import light_children_with
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +19,6 @@ def registry() -> Iterator[ss.Registry]:
 
 @pytest.fixture(scope="module")
 def light_children(registry: ss.Registry) -> Iterator[None]:
-    """A spawned child imports the main program anew, which is pytest: have it import none. One fork server for all."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["tests.sharedsocket.pickled"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["__main__"], "__spec__", None)
-        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
+    """Children that start fast, however they are started."""
+    with light_children_with("tests.sharedsocket.pickled"):
         yield
-    stop_helpers()

@@ -1,4 +1,4 @@
-"""What stories are told over: the sockets themselves, or a chain of providers under the Python face."""
+"""What stories share: a registry, children that start fast, and what may lie under the Python face."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sharedsock import spi
 from sharedsock.descriptors import providing
 from sharedsock.descriptors.providing import spelled
 from sharedsock.testing.commands import Belongings
+from tests.stdlib_helpers import light_children_with
 
 LAYERS = (spi.LayeredProvider, spi.LayeredProvider)
 
@@ -18,6 +19,20 @@ LAYERS = (spi.LayeredProvider, spi.LayeredProvider)
 def put_under(has: Belongings) -> None:
     """In an actor: use what `under` uses."""
     ss.use_provider(*LAYERS)
+
+
+@pytest.fixture(scope="module")
+def registry() -> Iterator[ss.Registry]:
+    """One registry for all stories of a file: found through the environment, or through tickets."""
+    with ss.Registry() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def light_children(registry: ss.Registry) -> Iterator[None]:
+    """Children that start fast, however they are started."""
+    with light_children_with("sharedsock.testing.acting"):
+        yield
 
 
 @pytest.fixture(params=["alone", "chained"])

@@ -9,10 +9,8 @@ Its last sentence, on providers without IFS handles, is the SPI face's.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,28 +22,11 @@ import sharedsock as ss
 from sharedsock.testing import Aborted, Accepted, Actor, Actors, Pending, Raised, Received, Returned
 from sharedsock.testing.observation import socket_inodes
 from tests.descriptors import kinds
-from tests.stdlib_helpers import stop_helpers
+
+pytestmark = pytest.mark.usefixtures("light_children")
 
 METHODS = ("fork", "forkserver", "spawn", "exec")
 THREADS = ("first", "second", "third")
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[ss.Registry]:
-    """One registry for all stories."""
-    with ss.Registry() as one:
-        yield one
-
-
-@pytest.fixture(scope="module", autouse=True)
-def light_children(registry: ss.Registry) -> Iterator[None]:
-    """A spawned child imports the main program anew, which is pytest: have it import none. One fork server for all."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["sharedsock.testing.acting"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["__main__"], "__spec__", None)
-        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
-        yield
-    stop_helpers()
 
 
 @pytest.fixture(scope="module")

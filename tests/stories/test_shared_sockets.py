@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import select
 import socket
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -19,29 +17,12 @@ from sharedsock.descriptors.providing import spelled
 from sharedsock.registry import runtime
 from sharedsock.testing import Aborted, Actor, Actors, Raised, Received
 from sharedsock.testing.commands import Belongings
-from tests.stdlib_helpers import stop_helpers
 from tests.stories.conftest import put_under
+
+pytestmark = pytest.mark.usefixtures("light_children")
 
 METHODS = ("fork", "forkserver", "spawn", "exec")
 BOUND_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[ss.Registry]:
-    """One registry for all stories: found through the environment, or through tickets."""
-    with ss.Registry() as one:
-        yield one
-
-
-@pytest.fixture(scope="module", autouse=True)
-def light_children(registry: ss.Registry) -> Iterator[None]:
-    """A spawned child imports the main program anew, which is pytest: have it import none. One fork server for all."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["sharedsock.testing.acting"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["__main__"], "__spec__", None)
-        patch.delattr(sys.modules["__main__"], "__file__", raising=False)
-        yield
-    stop_helpers()
 
 
 def _chain_of(has: Belongings) -> str:
