@@ -38,6 +38,7 @@ _ON_X86: Final = {
 }
 _GENERIC: Final = {22: "epoll_pwait", 72: "pselect6", 73: "ppoll", 98: "futex", 207: "recvfrom", 441: "epoll_pwait2"}
 _NAMES: Final = _ON_X86 if platform.machine() == "x86_64" else _GENERIC
+_MOST_LOOKS: Final = 10
 WAITS: Final = frozenset({"poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "epoll_pwait2"})
 
 
@@ -68,23 +69,39 @@ class ThreadFacts:
 def thread_facts(pid: int, tid: int) -> ThreadFacts:
     """Look at one thread.
 
+    The kernel answers in three files, and what is returned is of one moment: a thread that fell asleep between two of
+    them is looked at again; one that keeps doing so, several times at most.
+
     Raises:
         ProcessLookupError: there is no such thread.
     """
     base = f"/proc/{pid}/task/{tid}/"
     try:
-        stat = _read(base + "stat").rpartition(")")[2].split()
-        status = dict(line.split(":\t", 1) for line in _read(base + "status").splitlines() if ":\t" in line)
+        switches = _switches(base)
+        for _ in range(_MOST_LOOKS):
+            name, where = _call(base)
+            stat = _read(base + "stat").rpartition(")")[2].split()
+            before, switches = switches, _switches(base)
+            if switches == before:
+                break
     except OSError as error:
         raise ProcessLookupError(f"no thread {tid} in process {pid}") from error
+    return ThreadFacts(stat[0], name, where, switches, int(stat[11]) + int(stat[12]))
+
+
+def _switches(base: str) -> tuple[int, int]:
+    status = dict(line.split(":\t", 1) for line in _read(base + "status").splitlines() if ":\t" in line)
+    return int(status["voluntary_ctxt_switches"]), int(status["nonvoluntary_ctxt_switches"])
+
+
+def _call(base: str) -> tuple[str, str]:
+    """Return the system call a thread is in, and where."""
     try:
         call, _, where = _read(base + "syscall").strip().partition(" ")
     except OSError:
         # A kernel without CONFIG_HAVE_ARCH_TRACEHOOK, or ptrace scope: the kernel function it sleeps in says it too.
-        call, where = _from_channel(base), ""
-    name = _NAMES.get(int(call), call) if call.isdigit() else ("" if call == "running" else call)
-    switches = int(status["voluntary_ctxt_switches"]), int(status["nonvoluntary_ctxt_switches"])
-    return ThreadFacts(stat[0], name, where, switches, int(stat[11]) + int(stat[12]))
+        return _from_channel(base), ""
+    return _NAMES.get(int(call), call) if call.isdigit() else ("" if call == "running" else call), where
 
 
 def _from_channel(base: str) -> str:

@@ -7,8 +7,10 @@ import socket
 import threading
 from typing import Any
 
-from sharedsock.testing import Actors
-from sharedsock.testing.observation import children, files, socket_inodes, tcp_sockets, threads
+import pytest
+
+from sharedsock.testing import Actors, observation
+from sharedsock.testing.observation import children, files, socket_inodes, tcp_sockets, thread_facts, threads
 
 
 def test_one_inode_is_one_socket_in_every_process(actors: Actors, pair: Any) -> None:
@@ -49,3 +51,23 @@ def test_threads_files_and_children_are_those_of_the_process(actors: Actors) -> 
     actor.kill()
     assert threads(actor.pid) == ()
     assert files(actor.pid) == {}
+
+
+def test_a_look_at_a_thread_that_moves_meanwhile_is_of_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asleep before and after: a look that mixed the two would differ from the next of a thread that only waits."""
+    switches = [6]
+
+    def read(path: str) -> str:
+        match path.rpartition("/")[2]:
+            case "status":
+                return f"voluntary_ctxt_switches:\t{switches[0]}\nnonvoluntary_ctxt_switches:\t0\n"
+            case "stat":
+                return "1 (a) S" + " 0" * 20
+            case _:
+                switches[0] = 7  # it was asleep for a lock, and now is where it waits
+                return "7 0x0\n" if observation._NAMES is observation._ON_X86 else "73 0x0\n"
+
+    monkeypatch.setattr(observation, "_read", read)
+    facts = thread_facts(1, 1)
+    assert facts.is_waiting
+    assert facts.switches == (7, 0)
