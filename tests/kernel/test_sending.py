@@ -114,7 +114,8 @@ def test_a_full_receiver_of_an_unconnected_datagram_socket_makes_no_spin(wakes: 
         timeout_s = 0.2 if wakes == "time" else 10.0
         arguments = b"last", DONTWAIT, address
         call = stage.Call(operations.perform, kernel, "sendto", WRITE, timeout_s, counted, arguments)
-        assert paused.wait(stage.PATIENCE_S), "it spins"
+        if wakes != "time":  # which may be over first, where the machine stands still
+            assert paused.wait(stage.PATIENCE_S), "it spins"
         if wakes == "room":
             for _ in range(queued):
                 receiver.recv(16)
