@@ -383,6 +383,26 @@ def test_tickets_are_capped_and_all_are_freed_at_expiry() -> None:
     more(A)
 
 
+@pytest.mark.fault("F-16", "S-11")
+def test_of_ten_thousand_tickets_nobody_redeems_so_many_are_kept_and_all_go_at_expiry(ledger: Ledger) -> None:
+    """With the caps of a real registry, forty holders and a ticket each millisecond."""
+    holders = [HolderId(ProcessId(1000 + number, 1), b"%016d" % number) for number in range(40)]
+    for holder in holders:
+        ledger.announce(holder, S, facts(1))
+    refused = 0
+    for number in range(10_000):
+        try:
+            ledger.issue(holders[number % 40], S.socket, one(), b"%032d" % number, None, None, number / 1000, 0.0)
+        except TicketLimit:
+            refused += 1
+    assert refused == 10_000 - ledger.limits.tickets
+    assert ledger.references(S.socket) == 1 + 40 + ledger.limits.tickets
+    ledger.expire(ledger.limits.claim_once_s + ledger.limits.tickets / 1000)
+    assert ledger.references(S.socket) == 1 + 40
+    assert {type(effect) for effect in ledger.take_effects()} == {ReleaseCustody}
+    ledger.issue(holders[0], S.socket, one(), SECRET, None, None, 1000.0, 0.0)
+
+
 @pytest.mark.fault("F-16")
 def test_ten_thousand_tickets_leave_nothing_behind() -> None:
     ledger = Ledger()
