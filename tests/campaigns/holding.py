@@ -114,7 +114,7 @@ def _send_back(company: Company, echo: ss.SharedSocket) -> None:
     try:
         while True:
             echo.sendall(echo.recv(64))
-    except ss.OperationAborted:
+    except (ss.OperationAborted, ss.NotASocket):  # closed in the call, or between two
         pass
     except BaseException as error:
         company.complain(f"the transfer: {error!r}")

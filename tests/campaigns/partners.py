@@ -267,6 +267,7 @@ def _go_on(control: Connection, shared: ss.SharedSocket, take: Callable[[], int]
     taken: list[int] = []
     trouble: list[str] = []
     news = threading.Condition()
+    ends = threading.Event()
 
     def work() -> None:
         try:
@@ -275,9 +276,9 @@ def _go_on(control: Connection, shared: ss.SharedSocket, take: Callable[[], int]
                 with news:
                     taken.append(one)
                     news.notify()
-        except ss.OperationAborted:
-            pass
         except BaseException as error:
+            if isinstance(error, (ss.OperationAborted, ss.NotASocket)) and ends.is_set():  # in a call, or between two
+                return
             with news:
                 trouble.append(repr(error))
                 news.notify()
@@ -289,6 +290,7 @@ def _go_on(control: Connection, shared: ss.SharedSocket, take: Callable[[], int]
         with news:
             seen = news.wait_for(lambda: len(taken) >= least or trouble, HANG_S)
     finally:
+        ends.set()
         shared.close()
         thread.join(HANG_S)
     assert seen, f"the sharer has got {len(taken)} of {least}"
