@@ -93,12 +93,15 @@ PRELOADED = """
         peer_says.recv()
 
     def files(pid):
+        # Not what it imports from: a helper that has just been started has a module's file open, or a directory.
         found = []
         for name in os.listdir(f"/proc/{pid}/fd"):
             try:
-                found.append(os.readlink(f"/proc/{pid}/fd/{name}"))
+                file = os.readlink(f"/proc/{pid}/fd/{name}")
             except FileNotFoundError:
-                pass
+                continue
+            if not file.startswith("/") or file.startswith(("/memfd:", "/dev/")):
+                found.append(file)
         return sorted(found)
 
     if __name__ == "__main__":
