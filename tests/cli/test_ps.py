@@ -21,11 +21,7 @@ from sharedsock.testing import Actors
 from sharedsock.testing.observation import thread_facts
 from sharedsock.testing.runs import RUN_VARIABLE, begin_run, start_ticks
 from sharedsock.testing.stacks import enroll, withdraw
-
-# Ends with whoever has started it, also with one that ended before it could ask for that.
-LASTING = (
-    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, 9); os.getppid() == int(sys.argv[1]) and signal.pause()"
-)
+from tests.lasting import LASTING
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -164,12 +160,11 @@ import os, signal, subprocess, sys
 from sharedsock.testing.runs import begin_run
 os.environ.pop("SHAREDSOCK_RUN")          # as a session does that was started within another run
 {begin}
-lasting = {lasting!r}
-program = subprocess.Popen([sys.executable, "-S", "-c", lasting, str(os.getpid())])
-parent = os.getpid()
+lasting, parent = {lasting!r}, str(os.getpid())
+program = subprocess.Popen([sys.executable, "-S", "-c", lasting, parent])
 fork = os.fork()
 if fork == 0:
-    sys.argv[1:] = [str(parent)]
+    sys.argv[1:] = [parent]
     exec(lasting)
     os._exit(0)
 print(program.pid, fork, flush=True)

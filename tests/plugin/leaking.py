@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from typing import Final
 
+from tests.lasting import LASTING
+
 __all__ = ["CLEAN", "KINDS_OF", "clean_tests", "leaking_tests"]
 
-HEAD: Final = """
+HEAD: Final = f"""
 import os, socket, subprocess, sys, tempfile, threading, multiprocessing
 import pytest
 import sharedsock as ss
 
 kept = []
-# Ends with whoever has started it, also with one that ended before it could ask for that.
-LASTING = (
-    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, 9); "
-    "os.getppid() == int(sys.argv[1]) and signal.pause()"
-)
+LASTING = {LASTING!r}
 
 def keeper(number):
     pass

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.lasting import LASTING
+
 
 def _beside(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
@@ -95,10 +97,7 @@ MIXED = """
     def test_plain(tcp_listener):
         global made, child
         made = socket.socket()
-        lasting = (
-            "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, 9); "
-            "os.getppid() == int(sys.argv[1]) and signal.pause()"
-        )
+        lasting = LASTING
         child = subprocess.Popen([sys.executable, "-S", "-c", lasting, str(os.getpid())], pass_fds=[made.fileno()])
 
     def test_shared(actors):
@@ -138,7 +137,7 @@ MIXED = """
 
     def test_leaves_a_file():
         os.open(os.devnull, os.O_RDONLY)
-"""
+""".replace("LASTING", repr(LASTING))
 
 
 @pytest.fixture(scope="module")

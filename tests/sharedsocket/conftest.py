@@ -7,14 +7,10 @@ from collections.abc import Iterator
 import pytest
 
 import sharedsock as ss
+from tests.descriptors.conftest import pair, registry
 from tests.stdlib_helpers import light_children_with
 
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[ss.Registry]:
-    """One registry for the module, current in this process and in its children: a start costs more than most tests."""
-    with ss.Registry() as registry:
-        yield registry
+__all__ = ["light_children", "pair", "registry"]
 
 
 @pytest.fixture(scope="module")

@@ -30,14 +30,6 @@ pytestmark = pytest.mark.usefixtures("light_children")
 METHODS: Final = ("fork", "forkserver", "spawn")
 
 
-@pytest.fixture
-def pair(registry: ss.Registry) -> Iterator[tuple[ss.SharedSocket, socket.socket]]:
-    left, peer = socket.socketpair()
-    peer.settimeout(JOIN_S)
-    with peer, ss.adopt(left) as ours:
-        yield ours, peer
-
-
 def lines(peer: socket.socket, count: int) -> list[bytes]:
     """Receive so many lines, in any order."""
     said = b""

@@ -11,7 +11,10 @@ from sharedsock import spi
 from sharedsock.descriptors import providing
 from sharedsock.descriptors.providing import spelled
 from sharedsock.testing.commands import Belongings
+from tests.descriptors.conftest import registry
 from tests.stdlib_helpers import light_children_with
+
+__all__ = ["LAYERS", "light_children", "put_under", "registry", "under"]
 
 LAYERS = (spi.LayeredProvider, spi.LayeredProvider)
 
@@ -19,13 +22,6 @@ LAYERS = (spi.LayeredProvider, spi.LayeredProvider)
 def put_under(has: Belongings) -> None:
     """In an actor: use what `under` uses."""
     ss.use_provider(*LAYERS)
-
-
-@pytest.fixture(scope="module")
-def registry() -> Iterator[ss.Registry]:
-    """One registry for all stories of a file: found through the environment, or through tickets."""
-    with ss.Registry() as one:
-        yield one
 
 
 @pytest.fixture(scope="module")
