@@ -147,12 +147,16 @@ def receive(
         raise settle(descriptor, kernel, error) from None
 
 
-def converse(descriptor: Descriptor, bufsize: int, flags: int) -> Conversation:
-    """Return a conversation of receives like the last one, if that may be; else `SILENT`."""
+def converse(descriptor: Descriptor, bufsize: int, flags: int, may_hold: bool = True) -> Conversation:
+    """Return a conversation of receives like the last one, if that may be; else `SILENT`.
+
+    Args:
+        may_hold: whether the receives of an exclusive socket may wait in the kernel.
+    """
     kernel, timeout_s = descriptor.kernel, descriptor.timeout_s
     if kernel.aborted is not None:
         return SILENT
-    talk = conversation.begin(kernel, bufsize, flags, timeout_s)
+    talk = conversation.begin(kernel, bufsize, flags, timeout_s, may_hold)
     if talk is not SILENT:
         client = descriptor.client
         state = descriptor.local if client is None else client.common(descriptor.slot)
@@ -230,6 +234,7 @@ def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None)
     kernel = require_kernel(descriptor)
     if descriptor.timeout_s == 0:
         raise ValueError("non-blocking sockets are not supported")
+    conversation.expose(kernel)  # sendfile(2) has no flag for one call
     try:
         source = file.fileno()
         size = os.fstat(source).st_size
@@ -348,6 +353,7 @@ def _accept_once(kernel: KernelSocket, descriptor: Descriptor) -> tuple[KernelSo
             # Taken and stored in one C call: no interrupt between.
             taken.extend(starmap(kernel._accept, ((),)))
             sockets.adopt(taken[0][0], *facts, clients)
+        clients[0].is_exclusive = True
         return clients[0], taken[0][1]
     except BaseException:
         if taken:

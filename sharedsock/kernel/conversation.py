@@ -15,18 +15,29 @@ conversations are for turns faster than SLOW_TURN_S, and end when somebody looks
 
 poll() costs a lone waiter less than a set of its own would: 0.85 against 0.83 of a blocking recv. Whoever comes
 second, finding it BUSY, takes the long way and waits in the descriptor's wait set, as do all once there are several.
+
+Exclusive sockets. Rule 1, never to block in a call that takes, protects other holders: it would take what is theirs. A
+stream that this process has opened, and whose number it has told nobody, has no other holder, and its O_NONBLOCK is
+nobody else's (rule 5). There the receive itself waits, in the kernel, for MOMENT_S at most (SO_RCVTIMEO): one system
+call, 0.96 of a blocking socket on TCP where poll() and recv() make 0.83. What has not come by then is waited for as
+ever. A close waits until the receive has left, a moment at most; what that took by then, it returns (rule 2).
+`expose` ends this for good, before the number is told or the socket shared: nonblocking again, SO_RCVTIMEO as it was.
 """
 
 from __future__ import annotations
 
+import os
+import struct
 import sys
+from contextlib import suppress
 from itertools import repeat, starmap
 from select import POLLIN
+from socket import AF_INET, AF_INET6, AF_UNIX, SO_RCVTIMEO, SOCK_STREAM, SOL_SOCKET
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from sharedsock.kernel import operations, system
+from sharedsock.kernel import numbers, operations, system
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -35,7 +46,7 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.kernel.waker import Waker
 
-__all__ = ["BUSY", "SILENT", "Conversation", "begin", "end", "faces"]
+__all__ = ["BUSY", "MOMENT_S", "SILENT", "Conversation", "begin", "end", "expose", "faces"]
 
 # In the place of a size, and none that a caller can mean; small, so that comparing stays one quick instruction.
 BUSY: Final = -(2**29)
@@ -50,7 +61,14 @@ _FINDS: Final = 32
 # Longer ones are dominated by the copying, and a face keeps none of them.
 _LONGEST_SAYING: Final = 1 << 16
 
-# The code of the functions that have the path in their frame, with the locals `talk` and `wait` (None: not inside).
+# How long a receive may wait in the kernel, rounded up to its ticks: longer than a quick turn, well below T_abort.
+MOMENT_S: Final = 0.005
+_MOMENT: Final = struct.pack("ll", 0, int(MOMENT_S * 1e6))
+# A shorter timeout would end late.
+_SHORTEST_PATIENCE_S: Final = 0.1
+_FAMILIES: Final = AF_INET, AF_INET6, AF_UNIX
+
+# The code of the functions that have the path in their frame, with the locals `talk` and `arrivals` (None: not inside).
 faces: Final[set[CodeType]] = set()
 
 
@@ -58,8 +76,9 @@ class Conversation:
     """Receives of at most `size` bytes with `flags` on one kernel socket.
 
     Attributes:
-        size: what a receive must ask for to take this way; BUSY while one waits.
-        next: what `size` is once that one has left; never equal to anything after `silence`.
+        size: what a receive must ask for to take this way and wait in the kernel; BUSY while one waits.
+        polled: the same where it has to poll first. One of the two is never equal to anything.
+        next: what that one is once who waits has left; never equal to anything after `silence`.
         wait: polls; raises TimeoutError when the time is over.
         arrivals: each step of it is one receive: its bytes or, after `fill`, how many.
         since_s: since when the one that waits may have been waiting, at most.
@@ -76,6 +95,7 @@ class Conversation:
         "deadline_s",
         "kernel",
         "next",
+        "polled",
         "since_s",
         "size",
         "wait",
@@ -83,31 +103,52 @@ class Conversation:
 
     wait: Callable[[], object]
     arrivals: Iterator[bytes]
-    _arguments: Iterable[Any]
 
-    def __init__(self, kernel: KernelSocket, waker: Waker, size: int, flags: int, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        kernel: KernelSocket,
+        waker: Waker,
+        size: int,
+        flags: int,
+        timeout_s: float | None,
+        is_exclusive: bool = False,
+    ) -> None:
         self.kernel = kernel
-        self.size = self.next = size
+        self.next = size
+        self.size, self.polled = (size, _NEVER) if is_exclusive else (_NEVER, size)
         self.deadline_s: float | None = None
         self._call: Callable[..., Any] = kernel.recv
-        self._arguments = size, flags
+        # A prepared call with one argument is quicker than one with two.
+        self._arguments: Iterable[Any] = (size,) if is_exclusive else (size, flags)
         self._timeout_s = timeout_s
-        self._poll: Any = system.make_poll()
-        self._poll.register(waker.number, POLLIN)
-        self._poll.register(kernel.number, POLLIN)
+        self._poll: Any = None
+        if not is_exclusive:
+            self._poll = system.make_poll()
+            self._poll.register(waker.number, POLLIN)
+            self._poll.register(kernel.number, POLLIN)
         self.since_s = monotonic()
         self._start()
 
     def _start(self) -> None:
         self.arrivals = starmap(self._call, repeat(self._arguments, _PROBE_EVERY))
-        self.wait = self._poll.poll if self._timeout_s is None else self._wait_timed
+        if self._poll is not None:
+            self.wait = self._poll.poll if self._timeout_s is None else self._wait_timed
+
+    def retune(self, size: int) -> bool:
+        """Have the receives that wait in the kernel ask for another size; tell whether that may be."""
+        if self._poll is not None or self.next == _NEVER or self.size == BUSY:
+            return False
+        self._arguments = (size,)
+        self.size = self.next = size
+        self._start()
+        return True
 
     def fill(self, flags: int) -> list[Any]:
         """Have `arrivals` fill buffers; return the arguments of recv_into.
 
         Whoever is inside puts its buffer in their first place, and takes it out again: of one size, but any of them.
         """
-        arguments: list[Any] = [None, 0, flags]
+        arguments: list[Any] = [None, 0, flags & ~system.DONTWAIT if self._poll is None else flags]
         self._call, self._arguments = self.kernel.recv_into, arguments
         self._start()
         return arguments
@@ -132,13 +173,14 @@ class Conversation:
 
     def renew(self) -> bytes:
         """Receive when `arrivals` is at its end, and go on; the next one finds out whether it has to wait at all."""
-        now_s = monotonic()
-        if now_s - self.since_s > _PROBE_EVERY * SLOW_TURN_S:
-            self.silence()
-        self.since_s = now_s
         self._start()
-        self.wait = self._wait_probing
-        self._found = 0
+        if self._poll is not None:
+            now_s = monotonic()
+            if now_s - self.since_s > _PROBE_EVERY * SLOW_TURN_S:
+                self.silence()
+            self.since_s = now_s
+            self.wait = self._wait_probing
+            self._found = 0
         for data in self.arrivals:
             return data
         raise AssertionError("repeat() is not at its end")
@@ -149,6 +191,8 @@ class Conversation:
         Raises:
             TimeoutError: nothing is left.
         """
+        if self._poll is None and self._timeout_s is not None:
+            return self._timeout_s - MOMENT_S
         if self.deadline_s is None:
             return None
         left_s = self.deadline_s - monotonic()
@@ -158,7 +202,10 @@ class Conversation:
 
     def leave(self) -> None:
         """Be inside no more, after an error or an abort; tell who waits for that."""
-        self.size = self.next
+        if self.size == BUSY:
+            self.size = self.next
+        elif self.polled == BUSY:
+            self.polled = self.next
         if self.kernel.closers:
             operations.tell_closers(self.kernel)
 
@@ -167,19 +214,38 @@ class Conversation:
         self.next = _NEVER
         if self.size != BUSY:
             self.size = _NEVER
+        if self.polled != BUSY:
+            self.polled = _NEVER
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a receive is inside."""
+        return self.size == BUSY or self.polled == BUSY
 
     def has_another_inside(self) -> bool:
         """Whether a receive waits here that is not this thread's own, below us: we may be a signal handler."""
-        return self.size == BUSY and not _is_inside(sys._getframe(), self)
+        return self.is_busy and not _is_inside(sys._getframe(), self)
 
     def thread_inside(self) -> int:
         """Return the ident of the thread whose receive waits here; 0 if there is none."""
-        if self.size == BUSY:
+        if self.is_busy:
             me = get_ident()
             for ident, frame in sys._current_frames().items():
                 if _is_inside(sys._getframe() if ident == me else frame, self):
                     return ident
         return 0
+
+    def look_inside(self) -> tuple[int, float]:
+        """Return the ident of the thread whose receive waits here, 0 for none, and since when it may, at most.
+
+        A socket that is looked at has receives that poll timed one by one from now on.
+        """
+        thread = self.thread_inside()
+        if self._poll is None:
+            return thread, monotonic() - MOMENT_S
+        if thread:
+            self.silence()
+        return thread, self.since_s
 
     def aborted(self) -> OSError:
         """Build the error of the receive that has found the descriptor aborted."""
@@ -187,23 +253,30 @@ class Conversation:
 
 
 SILENT: Final = Conversation.__new__(Conversation)
-SILENT.size = SILENT.next = _NEVER
+SILENT.size = SILENT.polled = SILENT.next = _NEVER
 
 
-def begin(kernel: KernelSocket, size: int, flags: int, timeout_s: float | None) -> Conversation:
+def begin(kernel: KernelSocket, size: int, flags: int, timeout_s: float | None, may_hold: bool = True) -> Conversation:
     """Return a conversation of receives like the last one, if they wait and are quick and alone; else `SILENT`.
 
     Whoever then changes the terms calls `end`; who begins looks for that afterwards.
     """
-    if kernel.streak < _WAITS_BEFORE or timeout_s == 0 or size > _LONGEST_SAYING or kernel.waiters:
+    if timeout_s == 0 or size > _LONGEST_SAYING or kernel.waiters:
         return SILENT
-    if monotonic() - kernel.streak_s > kernel.streak * SLOW_TURN_S:
+    if kernel.talk is not None:
+        if kernel.talk.is_busy:
+            return SILENT
+        if may_hold and size > 0 and kernel.talk.retune(size):
+            return kernel.talk
+    if kernel.waker is None or not kernel.streak:  # None: there was no number for one
         return SILENT
-    if kernel.talk is not None and kernel.talk.size == BUSY:
+    is_patient = timeout_s is None or timeout_s >= _SHORTEST_PATIENCE_S
+    is_exclusive = may_hold and size > 0 and is_patient and kernel.is_exclusive and _hold(kernel)
+    if not is_exclusive and (
+        kernel.streak < _WAITS_BEFORE or monotonic() - kernel.streak_s > kernel.streak * SLOW_TURN_S
+    ):
         return SILENT
-    if kernel.waker is None:  # there was no number for one
-        return SILENT
-    talk = kernel.talk = Conversation(kernel, kernel.waker, size, flags, timeout_s)
+    talk = kernel.talk = Conversation(kernel, kernel.waker, size, flags, timeout_s, is_exclusive)
     if kernel.kept or kernel.aborted is not None:
         end(kernel)
     return talk
@@ -215,11 +288,45 @@ def end(kernel: KernelSocket) -> None:
         kernel.talk.silence()
 
 
+def _hold(kernel: KernelSocket) -> bool:
+    """Let calls without DONTWAIT wait for a moment, if the socket is a stream that nobody else can hold."""
+    with numbers.gate, suppress(OSError):
+        if not kernel.is_exclusive or kernel.aborted is not None:
+            return False
+        if kernel.type != SOCK_STREAM or kernel.family not in _FAMILIES or not sys.platform.startswith("linux"):
+            kernel.is_exclusive = False
+            return False
+        if not kernel.patience:
+            kernel.patience = kernel.getsockopt(SOL_SOCKET, SO_RCVTIMEO, len(_MOMENT))
+            kernel.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _MOMENT)
+        os.set_blocking(kernel.number, True)
+        return True
+    return False
+
+
+def expose(kernel: KernelSocket) -> None:
+    """Before somebody else may hold the socket: no call waits in the kernel from now on, and nothing shows of it.
+
+    A receive that waits there goes on for a moment at most; what it takes is this process's, as of any operation.
+    """
+    if not kernel.is_exclusive and not kernel.patience:
+        return
+    with numbers.gate, suppress(OSError):  # closed behind our back
+        if numbers.is_forked() or kernel.era != numbers.current_era():  # the file is the parent's as well
+            return
+        kernel.is_exclusive = False
+        end(kernel)
+        if kernel.patience:
+            kernel.setsockopt(SOL_SOCKET, SO_RCVTIMEO, kernel.patience)
+            kernel.settimeout(0.0)
+            kernel.patience = b""
+
+
 def _is_inside(frame: FrameType | None, talk: Conversation) -> bool:
     while frame is not None:
         if frame.f_code in faces:
             found = frame.f_locals
-            if found.get("talk") is talk and found.get("wait") is not None:
+            if found.get("talk") is talk and found.get("arrivals") is not None:
                 return True
         frame = frame.f_back
     return False

@@ -76,9 +76,10 @@ def pending(kernel: KernelSocket) -> tuple[PendingOperation, ...]:
     epoch_s = time() - monotonic()
     rows = []
     waiters = [tuple(waiter[:_TAKEN]) for waiter in tuple(kernel.waiters.values())]
-    if kernel.talk is not None and (inside := kernel.talk.thread_inside()):
-        waiters.append(("recv", kernel.talk.since_s, inside))
-        kernel.talk.silence()  # a socket that is looked at has its receives timed one by one
+    if kernel.talk is not None:
+        inside, since_s = kernel.talk.look_inside()
+        if inside:
+            waiters.append(("recv", since_s, inside))
     for kind, since_s, ident in waiters:
         if kind is None:  # housekeeping, over in a moment
             continue

@@ -24,7 +24,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sharedsock.kernel import numbers, system, waiting
-from sharedsock.kernel.conversation import BUSY
+from sharedsock.kernel.conversation import expose
 from sharedsock.kernel.operations import THREAD
 from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.model import trace
@@ -91,6 +91,8 @@ class KernelSocket(_socket.socket):
         kept: what an interrupted call had already taken; the next call of that direction returns it (rule 3).
         sets: the wait set of each direction, READ and WRITE; None until somebody waits.
         streak: receives in a row that had to wait, from one probe to the next; the first of them ended at `streak_s`.
+        is_exclusive: this process opened it, and nobody else can hold it: conversation.py. A guess to the safe side.
+        patience: its SO_RCVTIMEO, while receives of a conversation may wait in the kernel; else empty.
         talk: the conversation that receives have become; None if they never have, or once buried.
         waker: what ends the waits; None until somebody waits.
         lost: what has become of a number that is not the socket any more.
@@ -101,8 +103,10 @@ class KernelSocket(_socket.socket):
         "closers",
         "era",
         "is_buried",
+        "is_exclusive",
         "kept",
         "number",
+        "patience",
         "sets",
         "slot",
         "streak",
@@ -145,6 +149,8 @@ class KernelSocket(_socket.socket):
             self.aborted: object = None
             self.waker: Waker | None = None
             self.is_buried = False
+            self.is_exclusive = fileno is None
+            self.patience = b""
             self.waiters: dict[int, Waiter] = {}
             self.closers: list[tuple[SimpleQueue[None], int]] = []
             self.sets: list[WaitSet | None] = [None, None]
@@ -192,6 +198,8 @@ class ClosedKernel:
     __slots__ = ("_refuse", "aborted")
 
     number: Final = -1
+    is_exclusive: Final = False
+    patience: Final = b""
     slot: Final = numbers.NEVER_CALM
     talk: Final = None
     waiters: Final[Mapping[int, Waiter]] = {}
@@ -316,6 +324,7 @@ def abort(kernel: KernelSocket, closed_by: object) -> None:
     # Woken first: they need the interpreter, which we keep until we wait for them to leave. Out of the sets before the
     # number stops being the socket is early enough (rule 6): who leaves takes nothing, whatever his set reports.
     kernel.waker.signal()
+    expose(kernel)
     waiting.unregister(kernel)
 
 
@@ -343,7 +352,7 @@ def wait_drained(kernel: KernelSocket) -> None:
     closer = told, own_count
     kernel.closers.append(closer)
     try:
-        while len(kernel.waiters) > own_count or (talk is not None and talk.size == BUSY):
+        while len(kernel.waiters) > own_count or (talk is not None and talk.is_busy):
             told.get()
     finally:
         kernel.closers.remove(closer)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Any
+from typing import Any, Final
 
 from sharedsock.descriptors import options, transfer
+from sharedsock.kernel import conversation
 from sharedsock.sharedsocket.base import SocketBase
 
 __all__ = ["Asking"]
+
+# What a receive that waits in the kernel goes by (SO_RCVTIMEO has two numbers), and this package's use of it must hide.
+_OF_WAITS: Final = socket.SO_RCVTIMEO, 66, socket.SO_RCVLOWAT
 
 
 class Asking(SocketBase):
@@ -60,6 +64,8 @@ class Asking(SocketBase):
             transfer.require_kernel(self._descriptor)
             options.set_linger(self._descriptor, bytes(value))
             return
+        if level == socket.SOL_SOCKET and optname in _OF_WAITS:
+            conversation.expose(self._descriptor.kernel)
         self._call("setsockopt", level, optname, value, *(() if optlen is None else (optlen,)))
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
@@ -68,6 +74,8 @@ class Asking(SocketBase):
             transfer.require_kernel(self._descriptor)
             value = options.get_linger(self._descriptor)
             return value[:buflen] if buflen else value[0]
+        if level == socket.SOL_SOCKET and optname in _OF_WAITS:
+            conversation.expose(self._descriptor.kernel)
         return self._call("getsockopt", level, optname, *(() if buflen is None else (buflen,)))
 
     def get_inheritable(self) -> bool:
@@ -76,6 +84,7 @@ class Asking(SocketBase):
 
     def set_inheritable(self, inheritable: bool) -> None:
         """Let a program this process executes inherit the number; count it with lend()."""
+        conversation.expose(self._descriptor.kernel)
         os.set_inheritable(self._here(), inheritable)
 
     def _here(self) -> int:

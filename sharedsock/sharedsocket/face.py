@@ -139,14 +139,16 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
         if self._descriptor.client is not None and sys._getframe(1).f_globals.get("__name__") == "ssl":
             # An SSLSocket takes the number, calls detach() then, and if that refuses closes the number it has.
             raise closing.not_alone(self._descriptor)
-        return self._descriptor.kernel.number
+        kernel = self._descriptor.kernel
+        conversation.expose(kernel)
+        return kernel.number
 
     def __repr__(self) -> str:
         descriptor = self._descriptor
         text = f"<{type(self).__module__}.{type(self).__qualname__} descriptor={descriptor.id}"
         if descriptor.is_closed:
             return f"{text} [closed]>"
-        text += f" fd={self.fileno()}, family={self.family}, type={self.type}, proto={self.proto}"
+        text += f" fd={descriptor.kernel.number}, family={self.family}, type={self.type}, proto={self.proto}"
         for word, ask in (("laddr", self.getsockname), ("raddr", self.getpeername)):
             try:
                 address = ask()

@@ -80,6 +80,7 @@ def socketpair(
     try:
         for end in made:
             pair.append(_take_over(end))
+            pair[-1]._kernel.is_exclusive = True
     except BaseException:
         for opened in (*made, *pair):
             opened.close()
@@ -109,7 +110,9 @@ def _taken_over(make: Callable[..., socket.socket], *arguments: Any, **keywords:
     if isinstance(made, SharedSocket):
         return made
     with made:
-        return adopt(made)
+        shared = adopt(made)
+    shared._kernel.is_exclusive = True
+    return shared
 
 
 def _over_ours(make: Any) -> Callable[..., socket.socket]:

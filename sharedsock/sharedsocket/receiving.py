@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sharedsock.descriptors import options, transfer
 from sharedsock.descriptors.transfer import OWN_TIMEOUT, Kept, data_of
+from sharedsock.kernel import operations
 from sharedsock.kernel.conversation import BUSY, faces
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.system import DONTWAIT
 from sharedsock.model import trace
+from sharedsock.model.errors import NotASocket
 from sharedsock.sharedsocket.base import SocketBase, timeout_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from sharedsock.kernel.conversation import Conversation
 
 __all__ = ["Receiving"]
 
@@ -56,8 +60,8 @@ class Receiving(SocketBase):
 
         Source: LPWSPRECV; "Closing Sockets".
         """
-        # The two hot paths, each line measured: data is ready, and a conversation, where each receive waits. Both are
-        # one frame; all that is rare goes on in _receive.
+        # The hot paths, each line measured: data is ready; and conversations, where each receive waits, in the kernel
+        # itself or by polling first. All are one frame; what is rare goes on in _receive.
         if flags is _UNFLAGGED:
             try:
                 if self._calm:
@@ -67,25 +71,49 @@ class Receiving(SocketBase):
                     return self._empty(data, bufsize)
                 talk = self._talk
                 if talk.size == bufsize and here and trace.hook is None:
+                    arrivals = talk.arrivals
                     try:
                         talk.size = BUSY
-                        wait = talk.wait
-                        wait()
+                        for data in arrivals:
+                            talk.size = size = talk.next
+                            if size == bufsize and data:
+                                return data
+                            break
+                        else:
+                            data = talk.renew()
+                            talk.size = talk.next
+                        if talk.kernel.closers:
+                            operations.tell_closers(talk.kernel)
+                        return data or self._empty(data, bufsize)
+                    except BlockingIOError:  # a moment has passed
+                        talk.leave()
+                        arrivals = None  # type: ignore[assignment]  # says that we wait elsewhere
+                        return self._go_on(talk, bufsize, flags)
+                    except BaseException as error:
+                        talk.leave()
+                        if talk.kernel.is_buried and isinstance(error, OSError):  # the call met the dead file
+                            raise talk.aborted() from None
+                        raise
+                if talk.polled == bufsize and here and trace.hook is None:
+                    arrivals = talk.arrivals
+                    try:
+                        talk.polled = BUSY
+                        talk.wait()
                         if talk.kernel.aborted is not None:
                             raise talk.aborted()
-                        talk.size = talk.next
+                        talk.polled = talk.next
                     except BaseException:
                         talk.leave()
                         raise
                     try:
-                        for data in talk.arrivals:
+                        for data in arrivals:
                             if data:
                                 return data
                             return self._empty(data, bufsize)
                         data = talk.renew()
                     except BlockingIOError:  # another thread or process was faster
-                        wait = None  # type: ignore[assignment]  # says that we wait elsewhere
-                        return self._receive(bufsize, flags, True, talk.left_s())
+                        arrivals = None  # type: ignore[assignment]  # as above
+                        return self._go_on(talk, bufsize, flags)
                     return data or self._empty(data, bufsize)
             except BlockingIOError:
                 return self._receive(bufsize, flags, has_tried=True)
@@ -101,13 +129,22 @@ class Receiving(SocketBase):
         if flags is not _UNFLAGGED:
             timeout_s = timeout_of(flags)
         arguments = (bufsize, flags | DONTWAIT)
-        if flags is _UNFLAGGED and not self._calm and self._talk.size != bufsize:
+        if flags is _UNFLAGGED and not self._calm and bufsize not in (self._talk.size, self._talk.polled):
             # Before this one: behind it, an interrupt would lose what it took.
             self._talk = transfer.converse(descriptor, bufsize, flags)
         data: bytes = transfer.receive(
             descriptor, "recv", "recv", arguments, Kept, data_of, bufsize, has_tried, timeout_s
         )
         return data or self._empty(data, bufsize)
+
+    def _go_on(self, talk: Conversation, bufsize: int, flags: int) -> bytes:
+        """Go on with a receive that has waited in a conversation, in vain so far: a close ends it, and refuses none."""
+        try:
+            return self._receive(bufsize, flags, True, talk.left_s())
+        except NotASocket:
+            if talk.kernel.aborted is None:
+                raise
+            raise talk.aborted() from None
 
     def _empty(self, data: bytes, bufsize: int) -> bytes:
         """Return an empty receive if it means what it should; b"" from recv(0) means nothing."""

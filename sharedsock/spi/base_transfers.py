@@ -189,20 +189,20 @@ class Transfers(Requests):
                                 return count, 0
                             options.verdict_on_empty(descriptor)
                             return 0, 0
-                    if talk.size == len(buffer):
+                    if talk.polled == len(buffer):
+                        arrivals = talk.arrivals
                         try:
-                            talk.size = BUSY
+                            talk.polled = BUSY
                             opened.arguments[0] = buffer
-                            wait = talk.wait
-                            wait()
+                            talk.wait()
                             if talk.kernel.aborted is not None:
                                 raise talk.aborted()
-                            talk.size = talk.next
+                            talk.polled = talk.next
                         except BaseException:
                             talk.leave()
                             raise
                         try:
-                            for count in talk.arrivals:  # type: ignore[assignment]  # after `fill` it counts
+                            for count in arrivals:  # type: ignore[assignment]  # after `fill` it counts
                                 opened.arguments[0] = None
                                 if count:
                                     return count, 0
@@ -210,7 +210,7 @@ class Transfers(Requests):
                                 return 0, 0
                             count = talk.renew()  # type: ignore[assignment]
                         except BlockingIOError:  # another thread or process was faster
-                            wait = None  # type: ignore[assignment]  # says that we wait elsewhere
+                            arrivals = None  # type: ignore[assignment]  # says that we wait elsewhere
                             return self._receive_into(opened, buffer, has_tried=True), 0
                         if not count:
                             options.verdict_on_empty(descriptor)
@@ -236,10 +236,10 @@ class Transfers(Requests):
     def _receive_into(self, opened: Opened, buffer: bytearray, *, has_tried: bool = False) -> int:
         """Receive what a blocking stream has; where the last ones had to wait, the next ones are a conversation."""
         descriptor = opened.descriptor
-        if not opened.calm and opened.talk.size != len(buffer):
+        if not opened.calm and opened.talk.polled != len(buffer):
             # Before this one: behind it, an interrupt would lose what it took.
             opened.talk = SILENT
-            talk = transfer.converse(descriptor, len(buffer), DONTWAIT)
+            talk = transfer.converse(descriptor, len(buffer), DONTWAIT, may_hold=False)
             if talk is not SILENT:
                 opened.arguments = talk.fill(DONTWAIT)
                 opened.talk = talk

@@ -1,6 +1,7 @@
 """A conversation keeps every guarantee of `perform`: rules 1 to 3, whatever it is met by.
 
-Its path is in the frame of a face's `recv`, so the face is what is called here.
+Its path is in the frame of a face's `recv`, so the face is what is called here. These poll first; those of exclusive
+sockets, whose receives wait in the kernel, are in test_exclusive.py.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def test_wherever_an_interrupt_can_fall_the_stream_comes_out_whole(timeout_s: fl
             returned = not interrupt.run(receive)[1]
             assert returned != interrupt.has_struck
             talk, kernel = shared._talk, shared._kernel
-            assert talk.size != BUSY, interrupt.where
+            assert not talk.is_busy, interrupt.where
             assert not shared.pending_operations(), interrupt.where
             if len(received) < sent:  # nothing had been taken: it is all still there
                 received += shared.recv(SIZE)
@@ -106,7 +107,7 @@ def test_a_close_ends_it_and_it_took_nothing(timeout_s: float | None) -> None:
     with talking(timeout_s) as (shared, talk, peer), shared.dup() as other:
         call = stage.Call(shared.recv, SIZE)
         call.wait_blocked(shared._kernel)
-        assert talk.size == BUSY
+        assert talk.is_busy
         (waits,) = shared.pending_operations()
         assert (waits.kind, waits.thread) == ("recv", "caller")
         shared.close()
@@ -204,7 +205,7 @@ def test_bytes_that_another_holder_took_are_waited_for_again(timeout_s: float | 
         meanwhile(talk, lambda: kernel.recv(16))
         call = stage.Call(shared.recv, SIZE)
         call.wait_blocked(kernel)
-        assert talk.size != BUSY, "it waits the long way"
+        assert not talk.is_busy, "it waits the long way"
         peer.sendall(b"abc")
         assert call.outcome() == b"abc"
 
@@ -233,7 +234,7 @@ def test_whoever_comes_second_takes_the_long_way() -> None:
     """A second thread, while one is inside; both receive, and nobody gets the other's."""
     with talking() as (shared, talk, peer):
         first = stage.Call(shared.recv, SIZE, name="first")
-        stage.wait_for(lambda: talk.size == BUSY, "the first to block")
+        stage.wait_for(lambda: talk.is_busy, "the first to block")
         second = stage.Call(shared.recv, SIZE, name="second")
         stage.wait_for(lambda: bool(shared._kernel.waiters), "the second to block")
         assert {row.thread for row in shared.pending_operations()} == {"first", "second"}
@@ -275,14 +276,14 @@ def test_what_another_call_has_kept_comes_first() -> None:
     with talking() as (shared, talk, peer):
         operations.keep_for_next(shared._kernel, Kept(b"abc"))
         peer.sendall(b"def")
-        assert talk.size not in (SIZE, BUSY)
+        assert talk.polled not in (SIZE, BUSY)
         assert [shared.recv(SIZE), shared.recv(SIZE)] == [b"abc", b"def"]
 
 
 def answered(ours: ss.SharedSocket, peer: socket.socket, bufsize: int) -> bytes:
     """Return what a receive that has to wait gives."""
     call = stage.Call(ours.recv, bufsize)
-    stage.wait_for(lambda: ours._kernel.waiters or ours._talk.size == BUSY, "the receive to block")  # type: ignore[arg-type, return-value]
+    stage.wait_for(lambda: ours._kernel.waiters or ours._talk.is_busy, "the receive to block")  # type: ignore[arg-type, return-value]
     peer.sendall(b"xyz")
     said: bytes = call.outcome()
     return said
@@ -292,19 +293,19 @@ def answered(ours: ss.SharedSocket, peer: socket.socket, bufsize: int) -> bytes:
 def test_the_face_converses_until_the_terms_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "SLOW_TURN_S", 60.0)  # these turns wait for threads to start
     monkeypatch.setattr(conversation, "_PROBE_EVERY", 16)
-    ours, peer = ss.socketpair()
+    ours, peer = map(ss.adopt, socket.socketpair())
     with ours, peer:
         assert [answered(ours, peer, 3) for _ in range(3)] == [b"xyz"] * 3
-        assert ours._talk.size == 3
+        assert ours._talk.polled == 3
         assert [answered(ours, peer, 3) for _ in range(35)] == [b"xyz"] * 35, "probes come between"
-        assert ours._talk.size == 3
+        assert ours._talk.polled == 3
         assert answered(ours, peer, 2) == b"xy"
         assert ours.recv(8) == b"z"
         assert [answered(ours, peer, 3) for _ in range(3)] == [b"xyz"] * 3
         ours.settimeout(60)
-        assert ours._talk.size != 3
+        assert ours._talk.polled != 3
         assert [answered(ours, peer, 3) for _ in range(3)] == [b"xyz"] * 3
-        assert ours._talk.size == 3, "with a timeout as well"
+        assert ours._talk.polled == 3, "with a timeout as well"
         ours.setblocking(False)
         with pytest.raises(BlockingIOError):
             ours.recv(3)
@@ -314,20 +315,20 @@ def test_when_data_is_there_before_the_wait_receives_try_first_again(monkeypatch
     with talking() as (shared, talk, peer):
         peer.sendall(STREAM[: 290 * SIZE])
         assert b"".join(shared.recv(SIZE) for _ in range(288)) == STREAM[: 288 * SIZE]
-        assert talk.size == SIZE, "the first 257 are not probed, and 31 finds are chance"
+        assert talk.polled == SIZE, "the first 257 are not probed, and 31 finds are chance"
         assert b"".join(shared.recv(SIZE) for _ in range(2)) == STREAM[288 * SIZE : 290 * SIZE]
-        assert talk.size not in (SIZE, BUSY)
+        assert talk.polled not in (SIZE, BUSY)
         assert shared._calm
 
 
 def test_slow_turns_are_no_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their times are told exactly, and what a conversation saves is nothing to them."""
     monkeypatch.setattr(conversation, "SLOW_TURN_S", 0.0)
-    ours, peer = ss.socketpair()
+    ours, peer = map(ss.adopt, socket.socketpair())
     with ours, peer:
         assert [answered(ours, peer, 3) for _ in range(5)] == [b"xyz"] * 5
         assert ours._talk is SILENT
         talk = talk_on(ours)
         peer.sendall(STREAM[: 257 * SIZE])
         assert b"".join(ours.recv(SIZE) for _ in range(257)) == STREAM[: 257 * SIZE]
-        assert talk.size not in (SIZE, BUSY)
+        assert talk.polled not in (SIZE, BUSY)

@@ -70,7 +70,7 @@ def talking(base: Entries, registry: Any) -> Iterator[tuple[int, Any]]:
     """A handle whose receives of three bytes are a conversation, and the far end."""
     with base.connected() as (s, far):
         assert [answered(s, far) for _ in range(4)] == [b"xyz"] * 4
-        assert kept_of(s).talk.size == SIZE
+        assert kept_of(s).talk.polled == SIZE
         yield s, far
         code_of(spi.WSPCloseSocket, s)
 
@@ -80,7 +80,7 @@ def test_it_goes_on_until_the_terms_change(talking: tuple[int, Any]) -> None:
     talk = kept_of(s).talk
     assert [answered(s, far) for _ in range(35)] == [b"xyz"] * 35, "probes come between"
     assert kept_of(s).talk is talk
-    assert talk.size == SIZE
+    assert talk.polled == SIZE
     assert answered(s, far, b"abcdefgh", 8) == b"abcdefgh"
     assert [answered(s, far) for _ in range(3)] == [b"xyz"] * 3
     far.close()
@@ -104,8 +104,8 @@ def test_wherever_an_interrupt_can_fall_the_stream_comes_out_whole(talking: tupl
         sent += SIZE
         numbers.calm[kernel.slot] = is_ready
         kernel.streak, kernel.streak_s = 2, monotonic()
-        opened.talk = talk = conversation.begin(kernel, SIZE, DONTWAIT, None)
-        assert talk.size == SIZE
+        opened.talk = talk = conversation.begin(kernel, SIZE, DONTWAIT, None, may_hold=False)
+        assert talk.polled == SIZE
         opened.arguments = talk.fill(DONTWAIT)
 
     def take_some() -> None:
@@ -121,7 +121,7 @@ def test_wherever_an_interrupt_can_fall_the_stream_comes_out_whole(talking: tupl
         interrupt = Interrupter(len(struck), in_the_package)
         returned = not interrupt.run(take_some)[1]
         assert returned != interrupt.has_struck
-        assert opened.talk.size != BUSY, interrupt.where
+        assert opened.talk.polled != BUSY, interrupt.where
         assert not operations.pending(kernel), interrupt.where
         if len(received) < sent:  # nothing had been taken: it is all still there
             received += receive(s)
@@ -141,7 +141,7 @@ def test_a_close_ends_it_and_it_took_nothing(talking: tuple[int, Any], actors: A
     opened = kept_of(s)
     talk, kernel = opened.talk, opened.descriptor.kernel
     call = asleep(Call(receive, s))
-    assert talk.size == BUSY, "in the conversation"
+    assert talk.polled == BUSY, "in the conversation"
     assert [waits.kind for waits in operations.pending(kernel)] == ["recv"]
     spi.WSPCloseSocket(s)
     assert call.error(spi.WSAError).winerror == 10004
@@ -167,7 +167,7 @@ def test_bytes_that_another_holder_took_are_waited_for_again(talking: tuple[int,
     far.sendall(b"stolen")
     call = Call(receive, s)
     wait_for(lambda: bool(kernel.waiters), "it to wait the long way")
-    assert talk.size != BUSY
+    assert talk.polled != BUSY
     far.sendall(b"abc")
     assert call.outcome() == b"abc"
 
@@ -177,7 +177,7 @@ def test_whoever_comes_second_takes_the_long_way(talking: tuple[int, Any]) -> No
     s, far = talking
     opened = kept_of(s)
     first = asleep(Call(receive, s))
-    assert opened.talk.size == BUSY
+    assert opened.talk.polled == BUSY
     second = asleep(Call(receive, s))
     assert len(opened.descriptor.kernel.waiters) == 1
     far.sendall(b"abc")
@@ -194,7 +194,7 @@ def test_what_another_process_decides_governs_the_next_receive(talking: tuple[in
     theirs = other.call(take, spi.WSPDuplicateSocket(s, other.pid))
     assert [answered(s, far) for _ in range(3)] == [b"xyz"] * 3
     talk = kept_of(s).talk
-    assert talk.size == SIZE, "of a shared socket as well"
+    assert talk.polled == SIZE, "of a shared socket as well"
     other.call(spi.WSPIoctl, theirs, FIONBIO, 1)
     assert code_of(receive, s) == 10035
     other.call(spi.WSPIoctl, theirs, FIONBIO, 0)
