@@ -4,7 +4,7 @@
 
     talk.size = BUSY                        a waiter now; the wait set is ours alone
     wait()                                  poll {waker, socket}
-    look at `kernel.aborted`, and leave     talk.size = talk.next: no waiter any more
+    talk.size = talk.next                   no waiter any more; another than before: look at `kernel.aborted`, leave
     for data in talk.arrivals: return data  one C call takes; the interpreter looks for no signal before the return
 
 Between the wait's return and the call that takes, the interpreter lets no other thread and no signal in: who has seen

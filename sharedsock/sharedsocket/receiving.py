@@ -99,9 +99,9 @@ class Receiving(SocketBase):
                     try:
                         talk.polled = BUSY
                         talk.wait()
-                        if talk.kernel.aborted is not None:
+                        talk.polled = size = talk.next
+                        if size != bufsize and talk.kernel.aborted is not None:
                             raise talk.aborted()
-                        talk.polled = talk.next
                     except BaseException:
                         talk.leave()
                         raise

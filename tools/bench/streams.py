@@ -1,10 +1,14 @@
-"""P4: a stream in pieces of 64 KiB from one process to another, both on one core, vs plain blocking sockets."""
+"""P4: a stream in pieces of 64 KiB from one process to another, both on one core, vs plain blocking sockets.
+
+Each end has opened its own socket, or else has redeemed it: a socket that others may hold has to poll before it takes.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,18 +26,27 @@ PIECES: Final = 400
 CASES: Final = (("TCP", socket.AF_INET, 0.95, 0.90), ("UNIX", socket.AF_UNIX, 0.95, 0.75))
 
 
-def _connected(contender: str, family: int) -> tuple[Any, Any]:
-    if family == socket.AF_UNIX:
-        return ss.socketpair() if contender == "shared" else socket.socketpair()
-    make: Any = ss if contender == "shared" else socket
-    with make.create_server(("127.0.0.1", 0)) as listener:
-        client = make.create_connection(listener.getsockname())
-        return client, listener.accept()[0]
+CONTENDERS: Final = ("plain", "opened", "redeemed")
 
 
-def _swallow(connection: Any, core: int) -> None:
+def _make(contender: str, family: int) -> Any:
+    return socket.socket(family) if contender == "plain" else ss.SharedSocket(family)
+
+
+def _own(contender: str, connection: Any) -> Any:
+    """Return the socket, or with "redeemed" another descriptor of it, after which the first is closed."""
+    if contender != "redeemed":
+        return connection
+    with connection:
+        return ss.fromshare(connection.share(os.getpid()))
+
+
+def _swallow(contender: str, family: int, address: Any, core: int) -> None:
     """Receive whatever comes; after each whole stream, say so: its length comes first, 8 bytes."""
     os.sched_setaffinity(0, {core})
+    connection = _make(contender, family)
+    connection.connect(address)
+    connection = _own(contender, connection)
     while header := connection.recv(8):
         left = int.from_bytes(header)
         while left:
@@ -43,11 +56,13 @@ def _swallow(connection: Any, core: int) -> None:
 
 @contextmanager
 def _stream(contender: str, family: int, core: int) -> Iterator[Callable[[int], float]]:
-    ours, theirs = _connected(contender, family)
-    # By fork: a plain socket is inherited, a shared one is handed over on the way.
-    process = multiprocessing.get_context("fork").Process(target=_swallow, args=(theirs, core), daemon=True)
-    process.start()
-    theirs.close()
+    with tempfile.TemporaryDirectory() as directory, _make(contender, family) as listener:
+        listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else os.path.join(directory, "listener"))
+        listener.listen(1)
+        terms = (contender, family, listener.getsockname(), core)
+        process = multiprocessing.get_context("fork").Process(target=_swallow, args=terms, daemon=True)
+        process.start()
+        ours = _own(contender, listener.accept()[0])
     piece = bytes(PIECE)
 
     def measure(pieces: int) -> float:
@@ -72,10 +87,9 @@ def measure(settings: Settings) -> Iterator[Result]:
     with one_core() as core:
         for transport, family, goal, floor in CASES:
             with ExitStack() as stack:
-                runs = {
-                    name: partial(stack.enter_context(_stream(name, family, core)), pieces)
-                    for name in ("plain", "shared")
-                }
+                runs = {name: partial(stack.enter_context(_stream(name, family, core)), pieces) for name in CONTENDERS}
                 times = interleave(runs, settings)
-            measured, spread = ratio(times["plain"], times["shared"])
-            yield Result("P4", f"64 KiB stream {transport} vs plain blocking", measured, goal, floor, spread=spread)
+            for name in CONTENDERS[1:]:
+                measured, spread = ratio(times["plain"], times[name])
+                text = f"64 KiB stream {transport}, {name} sockets, vs plain blocking"
+                yield Result("P4", text, measured, goal, floor, spread=spread)
