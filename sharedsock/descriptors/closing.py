@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final
 from sharedsock.descriptors import lingering, naming, options, service, table
 from sharedsock.descriptors.descriptor import Closer, calling_place, lost
 from sharedsock.kernel import numbers, sockets
-from sharedsock.kernel.system import unread_bytes
+from sharedsock.kernel.system import has_unread
 from sharedsock.model import trace
 from sharedsock.model.errors import NotASocket, RegistryGone, from_errno
 
@@ -260,7 +260,7 @@ class _Closing:
         kernel = self.kernel
         assert kernel is not None, "begin() has said yes"
         try:
-            if unread_bytes(kernel.number):
+            if has_unread(kernel.number):
                 return False
         except OSError as error:
             if error.errno != errno.EINVAL:  # a listener has none; EBADF: somebody has closed the number

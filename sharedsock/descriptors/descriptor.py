@@ -36,7 +36,8 @@ __all__ = ["Closer", "Descriptor", "Face", "Place", "calling_place", "draw_id", 
 
 # Frames of these are not where a user opened or closed something: this package, and the stdlib's own socket module.
 _OURS: Final = (os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep, str(socket.__file__))
-_our_files: Final[set[str]] = set()
+# What has been looked up: by the file's name, whether it is one of those.
+_is_ours: Final[dict[str, bool]] = {}
 
 draw_id: Final = cast("Callable[[], DescriptorId]", itertools.count(1).__next__)
 """Draw a number that no descriptor of this process has, had or will have."""
@@ -97,10 +98,11 @@ def calling_place(depth: int = 1) -> Place:
     frame: FrameType | None = sys._getframe(depth)
     while frame is not None:
         code = frame.f_code
-        if code.co_filename not in _our_files:
-            if not code.co_filename.startswith(_OURS):
-                return code, frame.f_lasti
-            _our_files.add(code.co_filename)
+        is_ours = _is_ours.get(code.co_filename)
+        if is_ours is None:
+            is_ours = _is_ours[code.co_filename] = code.co_filename.startswith(_OURS)
+        if not is_ours:
+            return code, frame.f_lasti
         frame = frame.f_back
     return None
 

@@ -93,15 +93,14 @@ class Flag(Protocol):
     def __bool__(self) -> bool: ...
 
 
-_flags: dict[int, Flag] = {}
+class _Flags(dict[int, Flag]):
+    def __missing__(self, slot: int) -> Flag:
+        flag = self[slot] = cast("Flag", ctypes.c_bool.from_buffer(calm, slot))
+        return flag
 
 
-def flag_of(slot: int) -> Flag:
-    """Return a byte of `calm` as a flag; there is one for each."""
-    flag = _flags.get(slot)
-    if flag is None:
-        flag = _flags[slot] = cast("Flag", ctypes.c_bool.from_buffer(calm, slot))
-    return flag
+flag_of: Final[Callable[[int], Flag]] = _Flags().__getitem__
+"""Return a byte of `calm` as a flag; there is one for each."""
 
 
 here: Final[Flag] = flag_of(0)

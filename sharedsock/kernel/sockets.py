@@ -187,7 +187,10 @@ class KernelSocket(_socket.socket):
 
     @silent_once_emptied
     def __del__(self) -> None:
-        self._free()
+        if getattr(self, "number", 0) >= 0:  # else it was closed alone, as most are, and a frame is saved
+            self._free()
+        else:
+            self.close()
         if _retiring:
             _retiring.pop(id(self), None)
 

@@ -26,6 +26,7 @@ __all__ = [
     "dup2",
     "duplicate",
     "file_identity",
+    "has_unread",
     "ioctl_int",
     "is_still_dead",
     "make_epoll",
@@ -43,6 +44,7 @@ __all__ = [
     "write_pipe",
 ]
 
+_NONE: Final = bytes(struct.calcsize("i"))
 DONTWAIT: Final = int(getattr(socket, "MSG_DONTWAIT", 0))
 NOSIGNAL: Final = int(getattr(socket, "MSG_NOSIGNAL", 0))
 
@@ -124,12 +126,21 @@ def stay_nonblocking(kernel: Any) -> None:
 
 def ioctl_int(number: int, request: int) -> int:
     """Return the int an ioctl reports."""
-    return int(struct.unpack("i", fcntl.ioctl(number, request, b"\0\0\0\0"))[0])
+    return int(struct.unpack("i", fcntl.ioctl(number, request, _NONE))[0])
 
 
 def unsent_bytes(number: int) -> int:
     """Return SIOCOUTQ: bytes not sent or not acknowledged (TCP; +1 once our FIN is queued)."""
     return ioctl_int(number, termios.TIOCOUTQ)
+
+
+def has_unread(number: int) -> bool:
+    """Whether bytes have arrived that nobody has read; a third of what `unread_bytes` costs.
+
+    Raises:
+        OSError: EINVAL, a listener.
+    """
+    return fcntl.ioctl(number, termios.FIONREAD, _NONE) != _NONE
 
 
 def unread_bytes(number: int) -> int:
