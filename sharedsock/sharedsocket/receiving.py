@@ -129,9 +129,11 @@ class Receiving(SocketBase):
         if flags is not _UNFLAGGED:
             timeout_s = timeout_of(flags)
         arguments = (bufsize, flags | DONTWAIT)
-        if flags is _UNFLAGGED and not self._calm and bufsize not in (self._talk.size, self._talk.polled):
-            # Before this one: behind it, an interrupt would lose what it took.
-            self._talk = transfer.converse(descriptor, bufsize, flags)
+        if flags is _UNFLAGGED and not self._calm and not descriptor.kernel.waiters:
+            talk = self._talk
+            if bufsize not in (talk.size, talk.polled):
+                # Before this one: behind it, an interrupt would lose what it took.
+                self._talk = transfer.converse(descriptor, bufsize, flags)
         data: bytes = transfer.receive(
             descriptor, "recv", "recv", arguments, Kept, data_of, bufsize, has_tried, timeout_s
         )
