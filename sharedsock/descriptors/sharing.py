@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sharedsock.descriptors import closing, lending, options, service, table, transfer
 from sharedsock.descriptors.descriptor import Closer, Descriptor
 from sharedsock.descriptors.providing import chain_of, spelled
-from sharedsock.kernel import conversation, numbers, sockets, system
+from sharedsock.kernel import exclusive, numbers, sockets, system
 from sharedsock.model import trace
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, RegistryGone, TicketInvalid, with_winerror
 from sharedsock.registry import connect
@@ -102,7 +102,7 @@ def register(descriptor: Descriptor) -> Client:
             client = connect.default_client()
             client.on_reconnect = table.announce_again
             try:
-                conversation.expose(kernel)
+                exclusive.expose(kernel)
                 facts = descriptor.socket_facts()
                 descriptor.slot = client.announce(facts, descriptor.facts(), chain=spelled(descriptor.chain))
                 # Only what differs from a new record travels: another adopter of the same file may have set more.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from sharedsock.descriptors import options, table
 from sharedsock.descriptors.descriptor import Closer, Descriptor, lost
-from sharedsock.kernel import conversation, numbers, operations, sockets
+from sharedsock.kernel import conversation, exclusive, numbers, operations, sockets
 from sharedsock.kernel.conversation import SILENT, Conversation
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.operations import READ, WRITE
@@ -234,7 +234,7 @@ def send_file(descriptor: Descriptor, file: Any, offset: int, count: int | None)
     kernel = require_kernel(descriptor)
     if descriptor.timeout_s == 0:
         raise ValueError("non-blocking sockets are not supported")
-    conversation.expose(kernel)  # sendfile(2) has no flag for one call
+    exclusive.expose(kernel)  # sendfile(2) has no flag for one call
     try:
         source = file.fileno()
         size = os.fstat(source).st_size

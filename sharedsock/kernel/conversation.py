@@ -16,28 +16,22 @@ conversations are for turns faster than SLOW_TURN_S, and end when somebody looks
 poll() costs a lone waiter less than a set of its own would: 0.85 against 0.83 of a blocking recv. Whoever comes
 second, finding it BUSY, takes the long way and waits in the descriptor's wait set, as do all once there are several.
 
-Exclusive sockets. Rule 1, never to block in a call that takes, protects other holders: it would take what is theirs. A
-stream that this process has opened, and whose number it has told nobody, has no other holder, and its O_NONBLOCK is
-nobody else's (rule 5). There the receive itself waits, in the kernel, for MOMENT_S at most (SO_RCVTIMEO): one system
-call, 0.96 of a blocking socket on TCP where poll() and recv() make 0.83. What has not come by then is waited for as
-ever. A close waits until the receive has left, a moment at most; what that took by then, it returns (rule 2).
-`expose` ends this for good, before the number is told or the socket shared: nonblocking again, SO_RCVTIMEO as it was.
+On an exclusive socket (exclusive.py) no poll is needed: the receive itself waits in the kernel, for a moment at most,
+and what has not come by then is waited for the long way. A close waits until the receive has left; what that took by
+then, it returns (rule 2).
 """
 
 from __future__ import annotations
 
-import os
-import struct
 import sys
-from contextlib import suppress
 from itertools import repeat, starmap
 from select import POLLIN
-from socket import AF_INET, AF_INET6, AF_UNIX, SO_RCVTIMEO, SOCK_STREAM, SOL_SOCKET
 from threading import get_ident
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from sharedsock.kernel import numbers, operations, system
+from sharedsock.kernel import operations, system
+from sharedsock.kernel.exclusive import MOMENT_S, hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -46,7 +40,7 @@ if TYPE_CHECKING:
     from sharedsock.kernel.sockets import KernelSocket
     from sharedsock.kernel.waker import Waker
 
-__all__ = ["BUSY", "MOMENT_S", "SILENT", "Conversation", "begin", "end", "expose", "faces"]
+__all__ = ["BUSY", "SILENT", "Conversation", "begin", "end", "faces"]
 
 # In the place of a size, and none that a caller can mean; small, so that comparing stays one quick instruction.
 BUSY: Final = -(2**29)
@@ -61,12 +55,8 @@ _FINDS: Final = 32
 # Longer ones are dominated by the copying, and a face keeps none of them.
 _LONGEST_SAYING: Final = 1 << 16
 
-# How long a receive may wait in the kernel, rounded up to its ticks: longer than a quick turn, well below T_abort.
-MOMENT_S: Final = 0.005
-_MOMENT: Final = struct.pack("ll", 0, int(MOMENT_S * 1e6))
 # A shorter timeout would end late.
 _SHORTEST_PATIENCE_S: Final = 0.1
-_FAMILIES: Final = AF_INET, AF_INET6, AF_UNIX
 
 # The code of the functions that have the path in their frame, with the locals `talk` and `arrivals` (None: not inside).
 faces: Final[set[CodeType]] = set()
@@ -271,7 +261,7 @@ def begin(kernel: KernelSocket, size: int, flags: int, timeout_s: float | None, 
     if kernel.waker is None or not kernel.streak:  # None: there was no number for one
         return SILENT
     is_patient = timeout_s is None or timeout_s >= _SHORTEST_PATIENCE_S
-    is_exclusive = may_hold and size > 0 and is_patient and kernel.is_exclusive and _hold(kernel)
+    is_exclusive = may_hold and size > 0 and is_patient and kernel.is_exclusive and hold(kernel)
     if not is_exclusive and (
         kernel.streak < _WAITS_BEFORE or monotonic() - kernel.streak_s > kernel.streak * SLOW_TURN_S
     ):
@@ -286,40 +276,6 @@ def end(kernel: KernelSocket) -> None:
     """End the conversation on a socket; a receive that waits in it goes on, and is its last."""
     if kernel.talk is not None:
         kernel.talk.silence()
-
-
-def _hold(kernel: KernelSocket) -> bool:
-    """Let calls without DONTWAIT wait for a moment, if the socket is a stream that nobody else can hold."""
-    with numbers.gate, suppress(OSError):
-        if not kernel.is_exclusive or kernel.aborted is not None:
-            return False
-        if kernel.type != SOCK_STREAM or kernel.family not in _FAMILIES or not sys.platform.startswith("linux"):
-            kernel.is_exclusive = False
-            return False
-        if not kernel.patience:
-            kernel.patience = kernel.getsockopt(SOL_SOCKET, SO_RCVTIMEO, len(_MOMENT))
-            kernel.setsockopt(SOL_SOCKET, SO_RCVTIMEO, _MOMENT)
-        os.set_blocking(kernel.number, True)
-        return True
-    return False
-
-
-def expose(kernel: KernelSocket) -> None:
-    """Before somebody else may hold the socket: no call waits in the kernel from now on, and nothing shows of it.
-
-    A receive that waits there goes on for a moment at most; what it takes is this process's, as of any operation.
-    """
-    if not kernel.is_exclusive and not kernel.patience:
-        return
-    with numbers.gate, suppress(OSError):  # closed behind our back
-        if numbers.is_forked() or kernel.era != numbers.current_era():  # the file is the parent's as well
-            return
-        kernel.is_exclusive = False
-        end(kernel)
-        if kernel.patience:
-            kernel.setsockopt(SOL_SOCKET, SO_RCVTIMEO, kernel.patience)
-            kernel.settimeout(0.0)
-            kernel.patience = b""
 
 
 def _is_inside(frame: FrameType | None, talk: Conversation) -> bool:

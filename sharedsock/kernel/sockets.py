@@ -4,7 +4,7 @@ The guard is the interpreter's own reference count. A method takes a strong refe
 it; close swaps the object for a `ClosedKernel`, whose every method raises. No lock on the way in. At close a dead
 file goes over the number, so this process's reference to the shared socket is gone when close returns, whatever still
 holds the object; the number itself is freed when the object is (rule 4, I5). O_NONBLOCK is set once, when the socket
-is opened or adopted, and never toggled: it lives on the file all sharers have in common (rule 5).
+is opened or adopted, and never toggled where others may hold it: it lives on the file all sharers share (rule 5).
 
 Leaves to others: waiting (waiting.py), the order of a close (descriptors/closing.py), who else holds the socket.
 """
@@ -24,7 +24,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from sharedsock.kernel import numbers, system, waiting
-from sharedsock.kernel.conversation import expose
+from sharedsock.kernel.exclusive import expose
 from sharedsock.kernel.operations import THREAD
 from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.model import trace
@@ -91,8 +91,8 @@ class KernelSocket(_socket.socket):
         kept: what an interrupted call had already taken; the next call of that direction returns it (rule 3).
         sets: the wait set of each direction, READ and WRITE; None until somebody waits.
         streak: receives in a row that had to wait, from one probe to the next; the first of them ended at `streak_s`.
-        is_exclusive: this process opened it, and nobody else can hold it: conversation.py. A guess to the safe side.
-        patience: its SO_RCVTIMEO, while receives of a conversation may wait in the kernel; else empty.
+        is_exclusive: this process opened it, and nobody else can hold it (exclusive.py).
+        patience: the SO_RCVTIMEO it had, while its receives may wait in the kernel; else empty.
         talk: the conversation that receives have become; None if they never have, or once buried.
         waker: what ends the waits; None until somebody waits.
         lost: what has become of a number that is not the socket any more.

@@ -7,7 +7,7 @@ import socket
 from typing import Any, Final
 
 from sharedsock.descriptors import options, transfer
-from sharedsock.kernel import conversation
+from sharedsock.kernel import exclusive
 from sharedsock.sharedsocket.base import SocketBase
 
 __all__ = ["Asking"]
@@ -65,7 +65,7 @@ class Asking(SocketBase):
             options.set_linger(self._descriptor, bytes(value))
             return
         if level == socket.SOL_SOCKET and optname in _OF_WAITS:
-            conversation.expose(self._descriptor.kernel)
+            exclusive.expose(self._descriptor.kernel)
         self._call("setsockopt", level, optname, value, *(() if optlen is None else (optlen,)))
 
     def getsockopt(self, level: int, optname: int, buflen: int | None = None, /) -> Any:
@@ -75,7 +75,7 @@ class Asking(SocketBase):
             value = options.get_linger(self._descriptor)
             return value[:buflen] if buflen else value[0]
         if level == socket.SOL_SOCKET and optname in _OF_WAITS:
-            conversation.expose(self._descriptor.kernel)
+            exclusive.expose(self._descriptor.kernel)
         return self._call("getsockopt", level, optname, *(() if buflen is None else (buflen,)))
 
     def get_inheritable(self) -> bool:
@@ -84,7 +84,7 @@ class Asking(SocketBase):
 
     def set_inheritable(self, inheritable: bool) -> None:
         """Let a program this process executes inherit the number; count it with lend()."""
-        conversation.expose(self._descriptor.kernel)
+        exclusive.expose(self._descriptor.kernel)
         os.set_inheritable(self._here(), inheritable)
 
     def _here(self) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from sharedsock.descriptors import closing, options, providing, service, table, transfer
 from sharedsock.descriptors.descriptor import Descriptor
-from sharedsock.kernel import conversation, operations, sockets
+from sharedsock.kernel import conversation, exclusive, operations, sockets
 from sharedsock.kernel.numbers import here
 from sharedsock.kernel.teardown import silent_once_emptied
 from sharedsock.model import trace
@@ -140,7 +140,7 @@ class SharedSocket(Receiving, Sending, Asking, Overlapping, SocketBase):
             # An SSLSocket takes the number, calls detach() then, and if that refuses closes the number it has.
             raise closing.not_alone(self._descriptor)
         kernel = self._descriptor.kernel
-        conversation.expose(kernel)
+        exclusive.expose(kernel)
         return kernel.number
 
     def __repr__(self) -> str:

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
-from sharedsock.kernel import conversation, operations
-from sharedsock.kernel.conversation import BUSY, MOMENT_S, SILENT, Conversation
+from sharedsock.kernel import conversation, exclusive, operations
+from sharedsock.kernel.conversation import BUSY, SILENT, Conversation
+from sharedsock.kernel.exclusive import MOMENT_S
 from sharedsock.kernel.system import DONTWAIT
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, OperationAborted
 from tests.kernel import kinds, stage
@@ -205,7 +206,7 @@ def test_a_forked_child_leaves_the_mode_alone_and_is_refused() -> None:
         child = os.fork()
         if not child:
             try:
-                conversation.expose(talk.kernel)
+                exclusive.expose(talk.kernel)
                 shared.recv(SIZE)
             except ForkedDescriptor:
                 os._exit(0)
@@ -494,7 +495,7 @@ def test_a_number_closed_behind_our_back_is_told_and_no_stranger_is_touched() ->
         talk = hold(ours)
         number = talk.kernel.number
         os.close(number)
-        conversation.expose(talk.kernel)
+        exclusive.expose(talk.kernel)
         assert not talk.kernel.is_exclusive
         with pytest.raises(OSError, match="Bad file descriptor"):
             ours.recv(SIZE)
