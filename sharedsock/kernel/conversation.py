@@ -138,7 +138,7 @@ class Conversation:
 
         Whoever is inside puts its buffer in their first place, and takes it out again: of one size, but any of them.
         """
-        arguments: list[Any] = [None, 0, flags & ~system.DONTWAIT if self._poll is None else flags]
+        arguments: list[Any] = [None, 0, flags]
         self._call, self._arguments = self.kernel.recv_into, arguments
         self._start()
         return arguments
@@ -178,13 +178,13 @@ class Conversation:
     def left_s(self) -> float | None:
         """Return what is left of the time of a receive that has waited in vain; None: for ever.
 
+        A moment in the kernel is not deducted: its ticks make it shorter, at times, than it says.
+
         Raises:
             TimeoutError: nothing is left.
         """
-        if self._poll is None and self._timeout_s is not None:
-            return self._timeout_s - MOMENT_S
         if self.deadline_s is None:
-            return None
+            return self._timeout_s
         left_s = self.deadline_s - monotonic()
         if left_s <= 0:
             raise TimeoutError("timed out")
