@@ -327,7 +327,8 @@ def abort(kernel: KernelSocket, closed_by: object) -> None:
     # Woken first: they need the interpreter, which we keep until we wait for them to leave. Out of the sets before the
     # number stops being the socket is early enough (rule 6): who leaves takes nothing, whatever his set reports.
     kernel.waker.signal()
-    expose(kernel)
+    if kernel.patience:
+        expose(kernel)
     waiting.unregister(kernel)
 
 
