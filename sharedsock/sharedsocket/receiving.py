@@ -82,9 +82,6 @@ class Receiving(SocketBase):
                         else:
                             data = talk.renew()
                             talk.size = talk.next
-                        if talk.kernel.closers:
-                            operations.tell_closers(talk.kernel)
-                        return data or self._empty(data, bufsize)
                     except BlockingIOError:  # a moment has passed
                         talk.leave()
                         arrivals = None  # type: ignore[assignment]  # says that we wait elsewhere
@@ -94,6 +91,9 @@ class Receiving(SocketBase):
                         if talk.kernel.is_buried and isinstance(error, OSError):  # the call met the dead file
                             raise talk.aborted() from None
                         raise
+                    if talk.kernel.closers:
+                        operations.tell_closers(talk.kernel)
+                    return data or self._empty(data, bufsize)
                 if talk.polled == bufsize and here and trace.hook is None:
                     arrivals = talk.arrivals
                     try:

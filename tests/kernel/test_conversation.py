@@ -12,7 +12,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import CodeType
 
 import pytest
 
@@ -24,8 +23,8 @@ from sharedsock.kernel.system import DONTWAIT
 from sharedsock.model.errors import NotASocket, OperationAborted
 from sharedsock.testing.observation import thread_facts
 from tests.kernel import kinds, stage
+from tests.kernel.interrupted import come_out_whole
 from tests.kernel.test_interrupts import STREAM
-from tests.sweeps.interrupting import Interrupter, Places, at_signals
 
 SIZE = 3
 
@@ -60,43 +59,18 @@ def meanwhile(talk: Conversation, action: Callable[[], object]) -> None:
     talk.wait = wait_and_act
 
 
-def in_the_package(code: CodeType) -> Places | None:
-    """Where a signal is seen in our own code."""
-    return at_signals(code) if f"{os.sep}sharedsock{os.sep}" in code.co_filename else None
-
-
 @pytest.mark.fault("F-50")
 @pytest.mark.parametrize("timeout_s", [None, 5.0])
 def test_wherever_an_interrupt_can_fall_the_stream_comes_out_whole(timeout_s: float | None) -> None:
     with talking(timeout_s) as (shared, _, peer):
-        received = bytearray()
-        sent = 0
-        struck: list[str] = []
-
-        def prepare() -> None:
-            nonlocal sent
-            peer.sendall((STREAM * 4)[sent : sent + SIZE])
-            sent += SIZE
-            talk_on(shared, timeout_s)
-
-        def receive() -> None:
-            data = shared.recv(SIZE)
-            received.extend(data)
-
-        while True:
-            prepare()
-            interrupt = Interrupter(len(struck), in_the_package)
-            returned = not interrupt.run(receive)[1]
-            assert returned != interrupt.has_struck
-            talk, kernel = shared._talk, shared._kernel
-            assert not talk.is_busy, interrupt.where
-            assert not shared.pending_operations(), interrupt.where
-            if len(received) < sent:  # nothing had been taken: it is all still there
-                received += shared.recv(SIZE)
-            assert (bytes(received), kernel.kept) == ((STREAM * 4)[:sent], []), interrupt.where
-            if returned:
-                break
-            struck.append(interrupt.where)
+        struck = come_out_whole(
+            shared._kernel,
+            SIZE,
+            peer.sendall,
+            lambda: shared.recv(SIZE),
+            prepare=lambda: talk_on(shared, timeout_s),
+            is_idle=lambda: not shared._talk.is_busy and not shared.pending_operations(),
+        )
         assert len(struck) >= (2 if timeout_s is None else 4), "the start, the end of the wait"
 
 

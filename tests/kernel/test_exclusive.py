@@ -21,15 +21,15 @@ from typing import Any
 import pytest
 
 import sharedsock as ss
+from sharedsock.descriptors import options
+from sharedsock.descriptors.transfer import Kept
 from sharedsock.kernel import conversation, exclusive, operations
 from sharedsock.kernel.conversation import BUSY, SILENT, Conversation
 from sharedsock.kernel.exclusive import MOMENT_S
 from sharedsock.kernel.system import DONTWAIT
 from sharedsock.model.errors import ForkedDescriptor, NotASocket, OperationAborted
 from tests.kernel import kinds, stage
-from tests.kernel.test_conversation import in_the_package
-from tests.kernel.test_interrupts import STREAM
-from tests.sweeps.interrupting import Interrupter
+from tests.kernel.interrupted import come_out_whole
 
 SIZE = 3
 TIMEVAL = 16
@@ -238,55 +238,28 @@ def test_a_forked_child_leaves_the_mode_alone_and_is_refused() -> None:
 @pytest.mark.parametrize("timeout_s", [None, 5.0])
 def test_wherever_an_interrupt_can_fall_the_stream_comes_out_whole(timeout_s: float | None) -> None:
     with holding(timeout_s) as (shared, _, peer):
-        received = bytearray()
-        sent = 0
-        struck: list[str] = []
-
-        def receive() -> None:
-            data = shared.recv(SIZE)
-            received.extend(data)
-
-        while True:
-            peer.sendall((STREAM * 4)[sent : sent + SIZE])
-            sent += SIZE
-            hold(shared, timeout_s)
-            interrupt = Interrupter(len(struck), in_the_package)
-            returned = not interrupt.run(receive)[1]
-            assert returned != interrupt.has_struck
-            assert not shared._talk.is_busy, interrupt.where
-            assert not shared.pending_operations(), interrupt.where
-            if len(received) < sent:  # nothing had been taken: it is all still there
-                received += shared.recv(SIZE)
-            assert (bytes(received), shared._kernel.kept) == ((STREAM * 4)[:sent], []), interrupt.where
-            if returned:
-                break
-            struck.append(interrupt.where)
+        struck = come_out_whole(
+            shared._kernel,
+            SIZE,
+            peer.sendall,
+            lambda: shared.recv(SIZE),
+            prepare=lambda: hold(shared, timeout_s),
+            is_idle=lambda: not shared._talk.is_busy and not shared.pending_operations(),
+        )
         assert struck, "the start at least"
 
 
 @pytest.mark.fault("F-50")
 def test_a_renewal_loses_nothing_to_an_interrupt() -> None:
     with holding() as (shared, _, peer):
-        received = bytearray()
-        sent = 0
-        struck: list[str] = []
-
-        def receive() -> None:
-            data = shared.recv(SIZE)
-            received.extend(data)
-
-        while True:
-            peer.sendall((STREAM * 4)[sent : sent + SIZE])
-            sent += SIZE
-            hold(shared).arrivals = iter(())
-            interrupt = Interrupter(len(struck), in_the_package)
-            returned = not interrupt.run(receive)[1]
-            if len(received) < sent:
-                received += shared.recv(SIZE)
-            assert bytes(received) == (STREAM * 4)[:sent], interrupt.where
-            if returned:
-                break
-            struck.append(interrupt.where)
+        struck = come_out_whole(
+            shared._kernel,
+            SIZE,
+            peer.sendall,
+            lambda: shared.recv(SIZE),
+            prepare=lambda: setattr(hold(shared), "arrivals", iter(())),
+            is_idle=lambda: not shared._talk.is_busy and not shared.pending_operations(),
+        )
         assert len(struck) >= 2, "the start, and that of the renewal"
 
 
@@ -475,10 +448,25 @@ def test_its_end_is_told_by_its_right_name(how: str) -> None:
         assert not talk.is_busy
 
 
+@pytest.mark.fault("F-48")
+def test_who_has_left_and_finds_a_reset_does_not_say_that_the_next_one_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an empty receive means is asked outside: another thread may be inside by then, and a close waits for it."""
+    with holding() as (shared, talk, _):
+
+        def come_in_and_fail(_: object) -> None:
+            talk.size = BUSY  # another thread
+            raise ConnectionResetError
+
+        monkeypatch.setattr(options, "verdict_on_empty", come_in_and_fail)
+        instead(talk, lambda: b"")
+        with pytest.raises(ConnectionResetError):
+            shared.recv(SIZE)
+        assert talk.is_busy
+        talk.leave()
+
+
 @pytest.mark.fault("F-50")
 def test_what_an_interrupted_call_has_kept_comes_first() -> None:
-    from sharedsock.descriptors.transfer import Kept
-
     with holding() as (shared, talk, peer):
         operations.keep_for_next(shared._kernel, Kept(b"abc"))
         peer.sendall(b"def")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from time import monotonic
-from types import CodeType
 from typing import Any
 
 import pytest
@@ -19,10 +18,9 @@ from sharedsock.spi.base_sockets import Opened
 from sharedsock.spi.catalog import provider_of
 from sharedsock.testing import Actors
 from sharedsock.testing.observation import thread_facts
+from tests.kernel.interrupted import come_out_whole
 from tests.kernel.stage import Call, wait_for
-from tests.kernel.test_interrupts import STREAM
 from tests.spi.parties import Entries, base_entry, code_of, take
-from tests.sweeps.interrupting import Interrupter, Places, at_signals
 
 SIZE = 3
 
@@ -94,41 +92,22 @@ def test_wherever_an_interrupt_can_fall_the_stream_comes_out_whole(talking: tupl
     s, far = talking
     opened = kept_of(s)
     kernel = opened.descriptor.kernel
-    received = bytearray()
-    sent = 0
-    struck: list[str] = []
 
     def prepare() -> None:
-        nonlocal sent
-        far.sendall((STREAM * 4)[sent : sent + SIZE])
-        sent += SIZE
         numbers.calm[kernel.slot] = is_ready
         kernel.streak, kernel.streak_s = 2, monotonic()
         opened.talk = talk = conversation.begin(kernel, SIZE, DONTWAIT, None, may_hold=False)
         assert talk.polled == SIZE
         opened.arguments = talk.fill(DONTWAIT)
 
-    def take_some() -> None:
-        buffer = bytearray(SIZE)
-        count, _ = spi.WSPRecv(s, [buffer])
-        received.extend(buffer[:count])
-
-    def in_the_package(code: CodeType) -> Places | None:
-        return at_signals(code) if f"{os.sep}sharedsock{os.sep}" in code.co_filename else None
-
-    while True:
-        prepare()
-        interrupt = Interrupter(len(struck), in_the_package)
-        returned = not interrupt.run(take_some)[1]
-        assert returned != interrupt.has_struck
-        assert opened.talk.polled != BUSY, interrupt.where
-        assert not operations.pending(kernel), interrupt.where
-        if len(received) < sent:  # nothing had been taken: it is all still there
-            received += receive(s)
-        assert (bytes(received), kernel.kept) == ((STREAM * 4)[:sent], []), interrupt.where
-        if returned:
-            break
-        struck.append(interrupt.where)
+    struck = come_out_whole(
+        kernel,
+        SIZE,
+        far.sendall,
+        lambda: receive(s),
+        prepare,
+        is_idle=lambda: opened.talk.polled != BUSY and not operations.pending(kernel),
+    )
     assert len(struck) >= 3, "the starts, and one call"
 
 
