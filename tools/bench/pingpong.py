@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection
 from time import perf_counter
 from typing import Any, Final
 
-import sharedsock as ss
 from tools.bench import peers
+from tools.bench.ends import OURS, make, own
 from tools.bench.rounds import Result, Settings, interleave_anew, one_core, ratio
 
 __all__ = ["measure"]
@@ -32,21 +32,14 @@ CASES: Final = (
     ("UNIX", socket.AF_UNIX, 1),
     ("UNIX", socket.AF_UNIX, 1024),
 )
-# Two of ours: a socket this process has opened, and one it has redeemed, which others may hold as well.
-CONTENDERS: Final = ("plain", "settimeout", "opened", "redeemed")
-
-
-def _make(contender: str, family: int) -> Any:
-    return ss.SharedSocket(family) if contender in ("opened", "redeemed") else socket.socket(family)
+CONTENDERS: Final = ("plain", "settimeout", *OURS)
 
 
 def _prepare(connection: Any, contender: str, family: int) -> Any:
     """Return the socket that is to be measured."""
     if family == socket.AF_INET:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if contender == "redeemed":
-        with connection:
-            connection = ss.fromshare(connection.share(os.getpid()))
+    connection = own(contender, connection)
     connection.settimeout(60.0 if contender == "settimeout" else None)
     return connection
 
@@ -56,7 +49,7 @@ def _echo(contender: str, family: int, size: int, core: int, address: Any) -> No
     if contender in peers.PEERS:
         return peers.echo(contender, family, address, size, core)
     os.sched_setaffinity(0, {core})
-    connection = _make(contender, family)
+    connection = make(contender, family)
     connection.connect(address)
     connection = _prepare(connection, contender, family)
     recv, sendall = connection.recv, connection.sendall
@@ -68,7 +61,7 @@ def _echo(contender: str, family: int, size: int, core: int, address: Any) -> No
 def _listen(contender: str, family: int, size: int, core: int, path: str, control: Connection) -> None:
     """The driving end: tell the address and that somebody has connected; then measure round trips as often as asked."""
     os.sched_setaffinity(0, {core})
-    with _make(contender, family) as listener:
+    with make(contender, family) as listener:
         listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else path)
         listener.listen(1)
         control.send(listener.getsockname())
@@ -143,7 +136,7 @@ def measure(settings: Settings) -> Iterator[Result]:
             others = [name for name in peers.PEERS if name not in missing] if size == 1 else []
             times = interleave_anew(partial(_pairs, family, size, others, core, settings), settings)
             case = f"{transport} {size} B"
-            for name in CONTENDERS[2:]:
+            for name in OURS:
                 measured, spread = ratio(times["plain"], times[name])
                 yield Result("P1", f"ping-pong {case}, {name}, vs plain blocking", measured, 0.95, 0.80, spread=spread)
                 measured, spread = ratio(times["settimeout"], times[name])

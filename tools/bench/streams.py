@@ -15,7 +15,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any, Final
 
-import sharedsock as ss
+from tools.bench.ends import OURS, make, own
 from tools.bench.rounds import Result, Settings, interleave, one_core, ratio
 
 __all__ = ["measure"]
@@ -24,29 +24,15 @@ PIECE: Final = 64 * 1024
 PIECES: Final = 400
 # Transport, goal, floor.
 CASES: Final = (("TCP", socket.AF_INET, 0.95, 0.90), ("UNIX", socket.AF_UNIX, 0.95, 0.75))
-
-
-CONTENDERS: Final = ("plain", "opened", "redeemed")
-
-
-def _make(contender: str, family: int) -> Any:
-    return socket.socket(family) if contender == "plain" else ss.SharedSocket(family)
-
-
-def _own(contender: str, connection: Any) -> Any:
-    """Return the socket, or with "redeemed" another descriptor of it, after which the first is closed."""
-    if contender != "redeemed":
-        return connection
-    with connection:
-        return ss.fromshare(connection.share(os.getpid()))
+CONTENDERS: Final = ("plain", *OURS)
 
 
 def _swallow(contender: str, family: int, address: Any, core: int) -> None:
     """Receive whatever comes; after each whole stream, say so: its length comes first, 8 bytes."""
     os.sched_setaffinity(0, {core})
-    connection = _make(contender, family)
+    connection = make(contender, family)
     connection.connect(address)
-    connection = _own(contender, connection)
+    connection = own(contender, connection)
     while header := connection.recv(8):
         left = int.from_bytes(header)
         while left:
@@ -56,13 +42,13 @@ def _swallow(contender: str, family: int, address: Any, core: int) -> None:
 
 @contextmanager
 def _stream(contender: str, family: int, core: int) -> Iterator[Callable[[int], float]]:
-    with tempfile.TemporaryDirectory() as directory, _make(contender, family) as listener:
+    with tempfile.TemporaryDirectory() as directory, make(contender, family) as listener:
         listener.bind(("127.0.0.1", 0) if family == socket.AF_INET else os.path.join(directory, "listener"))
         listener.listen(1)
         terms = (contender, family, listener.getsockname(), core)
         process = multiprocessing.get_context("fork").Process(target=_swallow, args=terms, daemon=True)
         process.start()
-        ours = _own(contender, listener.accept()[0])
+        ours = own(contender, listener.accept()[0])
     piece = bytes(PIECE)
 
     def measure(pieces: int) -> float:
@@ -89,7 +75,7 @@ def measure(settings: Settings) -> Iterator[Result]:
             with ExitStack() as stack:
                 runs = {name: partial(stack.enter_context(_stream(name, family, core)), pieces) for name in CONTENDERS}
                 times = interleave(runs, settings)
-            for name in CONTENDERS[1:]:
+            for name in OURS:
                 measured, spread = ratio(times["plain"], times[name])
                 text = f"64 KiB stream {transport}, {name} sockets, vs plain blocking"
                 yield Result("P4", text, measured, goal, floor, spread=spread)
