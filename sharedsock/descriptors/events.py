@@ -120,7 +120,7 @@ class _Registration:
         if ready & select.POLLPRI:
             happened[FD_OOB] = 0
         # The peer's end makes a stream readable as well: that is FD_CLOSE, and never FD_READ (EVENT-9).
-        if ready & select.POLLIN and (kernel.kept or system.unread_bytes(kernel.number)):
+        if ready & select.POLLIN and (kernel.kept or system.has_unread(kernel.number)):
             happened[FD_READ] = 0
         if ready & (_RDHUP | _ENDS):
             happened[FD_CLOSE] = self._end_code()
@@ -161,7 +161,7 @@ class _Registration:
 
     def _is_at_end(self) -> bool:
         """Whether nothing more will come: a stream behind the peer's FIN is readable for ever."""
-        if self.descriptor.type not in options.STREAMS or system.unread_bytes(self.kernel.number):
+        if self.descriptor.type not in options.STREAMS or system.has_unread(self.kernel.number):
             return False
         return bool(polling.is_ready(self.kernel.number, _RDHUP) & (_RDHUP | _ENDS))
 

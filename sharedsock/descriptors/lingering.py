@@ -121,7 +121,7 @@ def _wait_acknowledged(view: _socket.socket, deadline: float, on_wait: Callable[
 def _drain_unread(view: _socket.socket, unsent: bool) -> None:
     """Take in what the peer has sent and nobody has read, so that close() does not reset the connection."""
     try:
-        if system.unread_bytes(view.fileno()) == 0:
+        if not system.has_unread(view.fileno()):
             return
         view.shutdown(socket.SHUT_WR)
         deadline = monotonic() + DRAIN_BOUND_S

@@ -187,7 +187,7 @@ class KernelSocket(_socket.socket):
 
     @silent_once_emptied
     def __del__(self) -> None:
-        if getattr(self, "number", 0) >= 0:  # else it was closed alone, as most are, and a frame is saved
+        if getattr(self, "number", -1) >= 0:  # else it was closed alone, as most are, and a frame is saved
             self._free()
         else:
             self.close()

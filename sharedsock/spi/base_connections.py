@@ -108,7 +108,7 @@ class Connections(BaseSockets):
         self._shut_down(opened, how)
         if how != SD_SEND and is_tcp(opened):
             kernel = opened.descriptor.kernel
-            if system.unread_bytes(kernel.number):  # what nobody will read any more ends the connection (SHUT-3)
+            if system.has_unread(kernel.number):  # what nobody will read any more ends the connection (SHUT-3)
                 lingering.reset(kernel, others_may_hold=True)
 
     @speaks_winsock

@@ -48,7 +48,7 @@ SYSTEM_CALLS: Final = [
     SystemCall(system, "duplicate", (errno.EMFILE,)),
     SystemCall(system, "open_dead_file", _NO_ROOM),
     SystemCall(system, "unsent_bytes", (errno.ENOTTY,)),
-    SystemCall(system, "unread_bytes", (errno.ENOTTY,)),
+    SystemCall(system, "has_unread", (errno.ENOTTY,)),
     SystemCall(KernelSocket, "recv", _RECEIVE),
     SystemCall(KernelSocket, "recv_into", _RECEIVE),
     SystemCall(KernelSocket, "recvfrom", _RECEIVE),
